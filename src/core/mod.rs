@@ -1,0 +1,12 @@
+//! The pure heart: no I/O, no clock, no async, no logging. Facts in, decisions out.
+//!
+//! In dataflow order: [`ids`] and [`value`] are the vocabulary, [`decode`] turns a Kafka message into an
+//! [`event::Event`], [`record`] is what is known of one Salesforce record, [`order`] says whether an event
+//! comes in turn, [`judge`] what it changes, [`batch`] collects what one commit writes, [`format`] is the
+//! stored form, [`recovery`] decides what a local store is still worth.
+
+pub mod decode;
+pub mod event;
+pub mod format;
+pub mod ids;
+pub mod value;
