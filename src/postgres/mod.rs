@@ -1,1 +1,13 @@
-//! postgres
+//! The sink: the only module that speaks to PostgreSQL. Postgres judges; nothing here leads it.
+//!
+//! [`client`] connects, [`migrate`] brings the schema up, [`registry`] names orgs, objects, sources and
+//! fields, [`claim`] takes partitions over with a new epoch, [`lookup`] reads records and keys through,
+//! [`commit`] writes sealed batches and moves positions in one transaction.
+
+pub mod claim;
+pub mod client;
+pub mod commit;
+pub mod lookup;
+pub mod migrate;
+pub mod registry;
+mod wire;

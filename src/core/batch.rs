@@ -1,0 +1,402 @@
+//! What one commit writes: rows, registry changes, progress. Open while events are judged, then sealed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::event::{Lsn, Micros};
+use super::overlay::{OldKey, Overlay, PendingRow, Seen};
+use super::position::{Counter, Counters, Passed, PositionId};
+use super::record::{Floor, Record};
+
+/// Progress of one position: `[from, to)` and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advance {
+    /// Whose.
+    pub position_id: PositionId,
+    /// The claim it is made under.
+    pub epoch: i64,
+    /// Next offset before.
+    pub from: i64,
+    /// Next offset after.
+    pub to: i64,
+    /// Increments.
+    pub counters: Counters,
+    /// Fingerprint of the last message: offset, timestamp in ms, XXH3-64 over key and value.
+    pub last: Option<(i64, Option<i64>, i64)>,
+    /// Greatest (source time, LSN) below `to`.
+    pub passed: Passed,
+}
+
+/// A row of `afterimage.delta` or `afterimage.keyframe`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryRow {
+    /// Record.
+    pub rid: i32,
+    /// Chain.
+    pub kf: i32,
+    /// Valid from.
+    pub at: Micros,
+    /// Stored form.
+    pub d: Vec<u8>,
+}
+
+/// A delete row in Postgres that an equal re-insert takes back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cancel {
+    /// Record.
+    pub rid: i32,
+    /// Chain.
+    pub kf: i32,
+    /// Place in the chain.
+    pub n: u8,
+    /// The delete row's `at`, which names its month.
+    pub at: Micros,
+    /// The delete opened its chain: its keyframe goes too.
+    pub with_keyframe: bool,
+}
+
+/// A change of a record's registry row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryChange {
+    /// Record.
+    pub rid: i32,
+    /// Identity (names the record in invalidations).
+    pub identity: Box<str>,
+    /// New home.
+    pub home: PositionId,
+    /// New key.
+    pub row_key: Option<Box<str>>,
+    /// New floor.
+    pub floor: Floor,
+    /// The record is taken over from another home: what was seen there, to be checked.
+    pub taken_from: Option<Seen>,
+}
+
+/// A row of `afterimage.late_event`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LateEvent {
+    /// Read by.
+    pub position_id: PositionId,
+    /// Offset.
+    pub offset: i64,
+    /// Record.
+    pub rid: i32,
+    /// `c`, `u`, `d` or `r`.
+    pub op: char,
+    /// Key.
+    pub row_key: Box<str>,
+    /// LSN.
+    pub lsn: Lsn,
+    /// Source time.
+    pub at: Option<Micros>,
+    /// Why it is late.
+    pub reason: &'static str,
+    /// Payload; none for a delete.
+    pub d: Option<Vec<u8>>,
+    /// When it was recorded.
+    pub recorded: Micros,
+}
+
+/// A row of `afterimage.dead_letter`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Read by.
+    pub position_id: PositionId,
+    /// Offset.
+    pub offset: i64,
+    /// Machine-readable reason.
+    pub reason: String,
+    /// What was wrong, without field values.
+    pub detail: String,
+    /// Record id, if one was found.
+    pub sfid: Option<String>,
+    /// The message's key as it came.
+    pub key: Option<Vec<u8>>,
+    /// The message's value as it came, cut at [`DEAD_LETTER_BYTES`].
+    pub value: Option<Vec<u8>>,
+    /// SHA-256 of the whole value where it was cut.
+    pub sha256: Option<[u8; 32]>,
+}
+
+/// A dead letter keeps at most this much of its value.
+pub const DEAD_LETTER_BYTES: usize = 1 << 20;
+
+/// The state of a key's `old_key` and `pending` rows after a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyChange {
+    /// Which key.
+    pub key: Box<str>,
+    /// The row of `old_key`, or none.
+    pub old: Option<OldKey>,
+    /// The rows of `pending`.
+    pub pending: Vec<PendingRow>,
+}
+
+/// A record's state after a batch, for the image store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// Identity.
+    pub identity: Box<str>,
+    /// State; its `home` names the position that holds it.
+    pub record: Record,
+    /// Where it lived before, if that was another position.
+    pub left: Option<PositionId>,
+}
+
+/// An immutable batch, ready to commit.
+#[derive(Debug, Clone, Default)]
+pub struct SealedBatch {
+    /// Rises by one with each batch of its topic on this worker.
+    pub number: u64,
+    /// Source (topic) and object that the batch belongs to.
+    pub source_id: i16,
+    /// Object.
+    pub object_id: i16,
+    /// Ascending by position.
+    pub advances: Vec<Advance>,
+    /// `delta` rows.
+    pub deltas: Vec<HistoryRow>,
+    /// `keyframe` rows.
+    pub keyframes: Vec<HistoryRow>,
+    /// Taken back.
+    pub cancels: Vec<Cancel>,
+    /// `delta` rows of records that had a row taken back: to be written after `cancels`.
+    pub deltas_after: Vec<HistoryRow>,
+    /// `keyframe` rows, likewise.
+    pub keyframes_after: Vec<HistoryRow>,
+    /// Registry changes, ascending by rid.
+    pub registry: Vec<RegistryChange>,
+    /// `old_key` and `pending` changes, ascending by key.
+    pub keys: Vec<KeyChange>,
+    /// Late events.
+    pub late: Vec<LateEvent>,
+    /// Dead letters.
+    pub dead: Vec<DeadLetter>,
+    /// Key hashes of all records judged.
+    pub touched: HashSet<i64>,
+    /// For the image store after COMMIT.
+    pub records: Vec<StoredRecord>,
+}
+
+impl SealedBatch {
+    /// Whether it takes records over: such a batch commits alone (protocol D2).
+    pub fn takes_over(&self) -> bool {
+        self.registry.iter().any(|change| change.taken_from.is_some())
+    }
+
+    /// Rows it appends.
+    pub fn rows(&self) -> usize {
+        self.deltas.len() + self.keyframes.len() + self.late.len() + self.dead.len()
+    }
+
+    /// Approximate bytes of its rows.
+    pub fn bytes(&self) -> usize {
+        self.deltas.iter().chain(&self.keyframes).map(|row| row.d.len() + 48).sum()
+    }
+}
+
+/// A batch under construction.
+#[derive(Debug, Default)]
+pub struct OpenBatch {
+    number: u64,
+    advances: BTreeMap<PositionId, Advance>,
+    deltas: Vec<Option<HistoryRow>>,
+    delta_at: HashMap<(i32, u32), usize>,
+    keyframes: Vec<Option<HistoryRow>>,
+    keyframe_at: HashMap<(i32, i32), usize>,
+    cancels: Vec<Cancel>,
+    cancelled: HashSet<i32>,
+    records: HashSet<Box<str>>,
+    keys: HashSet<Box<str>>,
+    late: Vec<LateEvent>,
+    dead: Vec<DeadLetter>,
+    touched: HashSet<i64>,
+    bytes: usize,
+    events: usize,
+}
+
+impl OpenBatch {
+    /// An empty batch.
+    pub fn new(number: u64) -> Self {
+        OpenBatch { number, ..OpenBatch::default() }
+    }
+
+    /// Its number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Messages taken in.
+    pub fn events(&self) -> usize {
+        self.events
+    }
+
+    /// Rows so far.
+    pub fn rows(&self) -> usize {
+        self.deltas.len() + self.keyframes.len() + self.late.len() + self.dead.len()
+    }
+
+    /// Approximate bytes so far.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing was taken in.
+    pub fn is_empty(&self) -> bool {
+        self.advances.is_empty()
+    }
+
+    /// The next offset of a position inside this batch, if it advanced here.
+    pub fn next(&self, position_id: PositionId) -> Option<i64> {
+        self.advances.get(&position_id).map(|advance| advance.to)
+    }
+
+    /// Takes one message's offset into the position's range and counts what became of it. Offsets between
+    /// the range's end and this one are holes.
+    pub fn advance(&mut self, start: &Advance, offset: i64, outcome: Option<Counter>) -> &mut Advance {
+        self.events += 1;
+        let advance = self.advances.entry(start.position_id).or_insert_with(|| start.clone());
+        if offset > advance.to {
+            advance.counters.add(Counter::Hole, offset - advance.to);
+        }
+        advance.to = offset + 1;
+        if let Some(outcome) = outcome {
+            advance.counters.add(outcome, 1);
+        }
+        advance
+    }
+
+    /// Moves a position over offsets that hold no message (the tail behind a control record).
+    pub fn advance_over_hole(&mut self, start: &Advance, to: i64) {
+        let advance = self.advances.entry(start.position_id).or_insert_with(|| start.clone());
+        if to > advance.to {
+            advance.counters.add(Counter::Hole, to - advance.to);
+            advance.to = to;
+        }
+    }
+
+    /// Notes the newest message of a position and what it has passed.
+    pub fn progress(&mut self, position_id: PositionId, last: (i64, Option<i64>, i64), passed: Passed) {
+        if let Some(advance) = self.advances.get_mut(&position_id) {
+            advance.last = Some(last);
+            advance.passed = passed;
+        }
+    }
+
+    /// Adds to a counter of a position that advanced in this batch.
+    pub fn count(&mut self, position_id: PositionId, counter: Counter, n: i64) {
+        if let Some(advance) = self.advances.get_mut(&position_id) {
+            advance.counters.add(counter, n);
+        }
+    }
+
+    /// A version's row.
+    pub fn push_delta(&mut self, seq: u32, row: HistoryRow) {
+        self.bytes += row.d.len() + 48;
+        self.delta_at.insert((row.rid, seq), self.deltas.len());
+        self.deltas.push(Some(row));
+    }
+
+    /// A keyframe.
+    pub fn push_keyframe(&mut self, row: HistoryRow) {
+        self.bytes += row.d.len() + 48;
+        self.keyframe_at.insert((row.rid, row.kf), self.keyframes.len());
+        self.keyframes.push(Some(row));
+    }
+
+    /// Takes a delete back: out of this batch if it is still here, else out of Postgres.
+    pub fn cancel(&mut self, seq: u32, cancel: Cancel) {
+        if let Some(at) = self.delta_at.remove(&(cancel.rid, seq)) {
+            self.deltas[at] = None;
+            if cancel.with_keyframe
+                && let Some(at) = self.keyframe_at.remove(&(cancel.rid, cancel.kf))
+            {
+                self.keyframes[at] = None;
+            }
+        } else {
+            self.cancelled.insert(cancel.rid);
+            self.cancels.push(cancel);
+        }
+    }
+
+    /// Notes a record as changed in this batch.
+    pub fn change_record(&mut self, identity: &str) {
+        if !self.records.contains(identity) {
+            self.records.insert(identity.into());
+        }
+    }
+
+    /// Notes a key as changed in this batch.
+    pub fn change_key(&mut self, key: &str) {
+        if !self.keys.contains(key) {
+            self.keys.insert(key.into());
+        }
+    }
+
+    /// Notes a record as judged, changed or not.
+    pub fn touch(&mut self, key_hash: i64) {
+        self.touched.insert(key_hash);
+    }
+
+    /// Keeps a late event.
+    pub fn push_late(&mut self, late: LateEvent) {
+        self.bytes += late.d.as_ref().map_or(0, Vec::len) + 96;
+        self.late.push(late);
+    }
+
+    /// Keeps a dead letter.
+    pub fn push_dead(&mut self, dead: DeadLetter) {
+        self.bytes += dead.value.as_ref().map_or(0, Vec::len) + 128;
+        self.dead.push(dead);
+    }
+
+    /// Makes the batch final. The overlay's records take what the batch leaves in Postgres as seen.
+    pub fn seal(self, overlay: &mut Overlay, source_id: i16, object_id: i16) -> SealedBatch {
+        let mut sealed = SealedBatch {
+            number: self.number,
+            source_id,
+            object_id,
+            advances: self.advances.into_values().collect(),
+            cancels: self.cancels,
+            late: self.late,
+            dead: self.dead,
+            touched: self.touched,
+            ..SealedBatch::default()
+        };
+        for row in self.deltas.into_iter().flatten() {
+            let after = self.cancelled.contains(&row.rid);
+            if after { &mut sealed.deltas_after } else { &mut sealed.deltas }.push(row);
+        }
+        for row in self.keyframes.into_iter().flatten() {
+            let after = self.cancelled.contains(&row.rid);
+            if after { &mut sealed.keyframes_after } else { &mut sealed.keyframes }.push(row);
+        }
+        for identity in self.records {
+            let Some(slot) = overlay.record_mut(&identity) else { continue };
+            let seen = std::mem::replace(&mut slot.seen, Seen::of(&slot.record));
+            let record = slot.record.clone();
+            let left = seen.home.filter(|home| Some(*home) != record.home);
+            if let Some(home) = record.home
+                && (seen.home != record.home || seen.row_key != record.row_key || seen.floor != record.floor)
+            {
+                sealed.registry.push(RegistryChange {
+                    rid: record.rid,
+                    identity: identity.clone(),
+                    home,
+                    row_key: record.row_key.clone(),
+                    floor: record.floor,
+                    taken_from: (seen.home != record.home).then_some(seen),
+                });
+            }
+            sealed.records.push(StoredRecord { identity, record, left });
+        }
+        sealed.registry.sort_by_key(|change| change.rid);
+        for key in self.keys {
+            if let Some(slot) = overlay.key(&key) {
+                sealed.keys.push(KeyChange { old: slot.old.clone(), pending: slot.pending.clone(), key });
+            }
+        }
+        sealed.keys.sort_by(|a, b| a.key.cmp(&b.key));
+        sealed
+    }
+}
+

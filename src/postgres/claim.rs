@@ -1,0 +1,310 @@
+//! Taking partitions over: a claim raises the epoch, so that whoever held them before can write nothing more.
+//!
+//! A claim waits for the old owner's transaction (its row lock), therefore it also *knows* how that ended:
+//! claiming again is how an unknown outcome is settled (protocol D4, D8). It never waits without bound:
+//! after two seconds the blocking sessions of afterimage are ended by another connection (D5).
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Transaction};
+use uuid::Uuid;
+
+use super::client::{ConnectError, SinkSettings, describe};
+use super::wire::Moment;
+use crate::core::position::{Passed, PositionId};
+
+/// A partition to claim, with what the broker says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its topic's source row.
+    pub source_id: i16,
+    /// Partition.
+    pub partition: i32,
+    /// Earliest offset that the broker still has.
+    pub earliest: i64,
+    /// Its end (high watermark).
+    pub end: i64,
+}
+
+/// A claim as it stands in `afterimage.claim`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimRow {
+    /// Epoch.
+    pub epoch: i64,
+    /// Token.
+    pub token: Uuid,
+    /// Next offset at the time.
+    pub from_next: i64,
+}
+
+/// A partition that is ours now.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Position.
+    pub position_id: PositionId,
+    /// Topic's source row.
+    pub source_id: i16,
+    /// Partition.
+    pub partition: i32,
+    /// Our epoch.
+    pub epoch: i64,
+    /// Our token.
+    pub token: Uuid,
+    /// Next offset to read.
+    pub next: i64,
+    /// Invalidations so far.
+    pub inval_seq: i64,
+    /// Oldest invalidation number that the log still has, if it has any.
+    pub oldest_inval_seq: Option<i64>,
+    /// Greatest (source time, LSN) below `next`.
+    pub passed: Passed,
+    /// All claims of this position, newest (ours) first.
+    pub claims: Vec<ClaimRow>,
+    /// Offsets that were gone before they could be read, recorded with this claim.
+    pub gap: Option<(i64, i64)>,
+}
+
+/// A claim that was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The statement failed.
+    #[error("claim failed: {}", describe(.0))]
+    Query(#[from] tokio_postgres::Error),
+}
+
+/// A partition that cannot be claimed as things are; the others of the same call are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Halted {
+    /// Topic's source row.
+    pub source_id: i16,
+    /// Partition.
+    pub partition: i32,
+    /// What is wrong and what to do.
+    pub reason: String,
+}
+
+/// Who claims.
+#[derive(Debug, Clone)]
+pub struct Claimant {
+    /// Worker's name.
+    pub worker: String,
+    /// Hash of the effective configuration.
+    pub config_hash: Vec<u8>,
+}
+
+/// Claims partitions, all in one transaction, on a connection of its own.
+///
+/// # Errors
+/// When the sink cannot be reached or the claim fails for another reason than waiting.
+pub async fn claim(
+    sink: &SinkSettings,
+    claimant: &Claimant,
+    wanted: &[Wanted],
+) -> Result<(Vec<Claim>, Vec<Halted>), ClaimError> {
+    let mut client = sink.connect().await?;
+    loop {
+        match try_claim(&mut client, claimant, wanted).await {
+            Err(ClaimError::Query(error)) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                free(sink, wanted).await?;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Ends the sessions of afterimage that hold locks on these positions: a frozen worker's, most likely.
+async fn free(sink: &SinkSettings, wanted: &[Wanted]) -> Result<(), ClaimError> {
+    let mut waiting = sink.connect().await?;
+    let other = sink.connect().await?;
+    let pid: i32 = waiting.query_typed("SELECT pg_backend_pid()", &[]).await?[0].try_get(0)?;
+    let transaction = waiting.transaction().await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '2s'").await?;
+    let blocked = lock(&transaction, wanted);
+    let end = async {
+        // The lock request has to be waiting before its blockers can be named.
+        for _ in 0..20 {
+            let ended = other
+                .query_typed(
+                    "SELECT pg_terminate_backend(b) FROM unnest(pg_blocking_pids($1)) b \
+                     JOIN pg_stat_activity a ON a.pid = b \
+                     WHERE a.application_name LIKE 'afterimage%' AND a.usename = current_user",
+                    &[(&pid, Type::INT4)],
+                )
+                .await?;
+            if !ended.is_empty() {
+                tracing::warn!(sessions = ended.len(), "ended sessions that held positions to be claimed");
+                return Ok::<(), tokio_postgres::Error>(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        Ok(())
+    };
+    let (locked, ended) = tokio::join!(blocked, end);
+    ended?;
+    match locked {
+        Err(error) if error.code() != Some(&SqlState::LOCK_NOT_AVAILABLE) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+async fn lock(
+    transaction: &Transaction<'_>,
+    wanted: &[Wanted],
+) -> Result<Vec<tokio_postgres::Row>, tokio_postgres::Error> {
+    let sources: Vec<i16> = wanted.iter().map(|one| one.source_id).collect();
+    let partitions: Vec<i32> = wanted.iter().map(|one| one.partition).collect();
+    transaction
+        .query_typed(
+            "SELECT p.position_id, p.source_id, p.partition, p.next FROM afterimage.position p \
+             JOIN unnest($1::smallint[], $2::int[]) AS w(source_id, partition) \
+               ON w.source_id = p.source_id AND w.partition = p.partition \
+             WHERE p.live ORDER BY p.position_id FOR NO KEY UPDATE OF p",
+            &[(&sources, Type::INT2_ARRAY), (&partitions, Type::INT4_ARRAY)],
+        )
+        .await
+}
+
+async fn try_claim(
+    client: &mut Client,
+    claimant: &Claimant,
+    wanted: &[Wanted],
+) -> Result<(Vec<Claim>, Vec<Halted>), ClaimError> {
+    let transaction = client.transaction().await?;
+    transaction
+        .batch_execute(
+            "SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '2s'; \
+             SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL synchronous_commit = on",
+        )
+        .await?;
+    let sources: Vec<i16> = wanted.iter().map(|one| one.source_id).collect();
+    let partitions: Vec<i32> = wanted.iter().map(|one| one.partition).collect();
+    let earliest: Vec<i64> = wanted.iter().map(|one| one.earliest).collect();
+    // A partition seen for the first time starts where the broker's log starts: coverage begins there.
+    transaction
+        .execute_typed(
+            "INSERT INTO afterimage.position (source_id, partition, first_next, next) \
+             SELECT w.source_id, w.partition, w.earliest, w.earliest \
+             FROM unnest($1::smallint[], $2::int[], $3::bigint[]) AS w(source_id, partition, earliest) \
+             WHERE NOT EXISTS (SELECT 1 FROM afterimage.position p \
+                               WHERE p.source_id = w.source_id AND p.partition = w.partition AND p.live) \
+             ORDER BY w.source_id, w.partition ON CONFLICT DO NOTHING",
+            &[(&sources, Type::INT2_ARRAY), (&partitions, Type::INT4_ARRAY), (&earliest, Type::INT8_ARRAY)],
+        )
+        .await?;
+    let by_place: BTreeMap<(i16, i32), &Wanted> =
+        wanted.iter().map(|one| ((one.source_id, one.partition), one)).collect();
+    let (mut ours, mut halted, mut gaps) = (Vec::new(), Vec::new(), Vec::new());
+    for row in lock(&transaction, wanted).await? {
+        let (position_id, next): (PositionId, i64) = (row.try_get(0)?, row.try_get(3)?);
+        let place: (i16, i32) = (row.try_get(1)?, row.try_get(2)?);
+        let Some(broker) = by_place.get(&place) else { continue };
+        if next > broker.end {
+            halted.push(Halted {
+                source_id: place.0,
+                partition: place.1,
+                reason: format!(
+                    "the sink has read up to offset {next}, but the broker's log ends at {}: the topic was created anew \
+                     or cut; nothing is read from it until that is settled",
+                    broker.end
+                ),
+            });
+            continue;
+        }
+        if broker.earliest > next {
+            gaps.push((position_id, next, broker.earliest));
+        }
+        ours.push(position_id);
+    }
+    for (position_id, from, to) in &gaps {
+        transaction
+            .execute_typed(
+                "INSERT INTO afterimage.gap (position_id, from_offset, to_offset, reason) \
+                 VALUES ($1, $2, $3, 'the broker dropped them before they were read')",
+                &[(position_id, Type::INT4), (from, Type::INT8), (to, Type::INT8)],
+            )
+            .await?;
+        transaction
+            .execute_typed(
+                "UPDATE afterimage.position SET next = $3, c_gap = c_gap + ($3 - $2) WHERE position_id = $1",
+                &[(position_id, Type::INT4), (from, Type::INT8), (to, Type::INT8)],
+            )
+            .await?;
+    }
+    let rows = transaction
+        .query_typed(
+            "UPDATE afterimage.position SET epoch = epoch + 1 WHERE position_id = ANY($1) \
+             RETURNING position_id, source_id, partition, epoch, next, inval_seq, source_at, source_lsn, \
+               (SELECT min(i.seq) FROM afterimage.invalidation i WHERE i.position_id = position.position_id)",
+            &[(&ours, Type::INT4_ARRAY)],
+        )
+        .await?;
+    let mut claims = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let source_at: Option<Moment> = row.try_get(6)?;
+        let source_lsn: Option<i64> = row.try_get(7)?;
+        let position_id: PositionId = row.try_get(0)?;
+        claims.push(Claim {
+            position_id,
+            source_id: row.try_get(1)?,
+            partition: row.try_get(2)?,
+            epoch: row.try_get(3)?,
+            token: Uuid::new_v4(),
+            next: row.try_get(4)?,
+            inval_seq: row.try_get(5)?,
+            oldest_inval_seq: row.try_get(8)?,
+            passed: Passed { ts: source_at.map_or(0, |at| at.0), lsn: source_lsn.unwrap_or(0) as u64 },
+            claims: Vec::new(),
+            gap: gaps.iter().find(|gap| gap.0 == position_id).map(|gap| (gap.1, gap.2)),
+        });
+    }
+    claims.sort_by_key(|claim| claim.position_id);
+    note(&transaction, claimant, &mut claims).await?;
+    transaction.commit().await?;
+    Ok((claims, halted))
+}
+
+/// Leaves the claim rows and reads the older ones, which tell a local store's lineage (D14).
+async fn note(
+    transaction: &Transaction<'_>,
+    claimant: &Claimant,
+    claims: &mut [Claim],
+) -> Result<(), tokio_postgres::Error> {
+    let ids: Vec<i32> = claims.iter().map(|claim| claim.position_id).collect();
+    let epochs: Vec<i64> = claims.iter().map(|claim| claim.epoch).collect();
+    let tokens: Vec<Uuid> = claims.iter().map(|claim| claim.token).collect();
+    let nexts: Vec<i64> = claims.iter().map(|claim| claim.next).collect();
+    transaction
+        .execute_typed(
+            "INSERT INTO afterimage.claim (position_id, epoch, token, from_next, worker, config_hash) \
+             SELECT c.position_id, c.epoch, c.token, c.from_next, $5, $6 \
+             FROM unnest($1::int[], $2::bigint[], $3::uuid[], $4::bigint[]) AS c(position_id, epoch, token, from_next)",
+            &[
+                (&ids, Type::INT4_ARRAY),
+                (&epochs, Type::INT8_ARRAY),
+                (&tokens, Type::UUID_ARRAY),
+                (&nexts, Type::INT8_ARRAY),
+                (&claimant.worker, Type::TEXT),
+                (&claimant.config_hash, Type::BYTEA),
+            ],
+        )
+        .await?;
+    let rows = transaction
+        .query_typed(
+            "SELECT position_id, epoch, token, from_next FROM afterimage.claim WHERE position_id = ANY($1) \
+             ORDER BY position_id, epoch DESC",
+            &[(&ids, Type::INT4_ARRAY)],
+        )
+        .await?;
+    for row in &rows {
+        let position_id: PositionId = row.try_get(0)?;
+        if let Some(claim) = claims.iter_mut().find(|claim| claim.position_id == position_id) {
+            claim.claims.push(ClaimRow { epoch: row.try_get(1)?, token: row.try_get(2)?, from_next: row.try_get(3)? });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! Connections to the sink.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use postgres_native_tls::MakeTlsConnector;
+use tokio_postgres::Client;
+use tokio_postgres::config::SslMode;
+
+/// How far the server's certificate is trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    /// Plain text: for a server on this machine.
+    Disable,
+    /// Encrypted, certificate not checked: what Heroku Postgres needs by default.
+    Require,
+    /// Encrypted, certificate and host name checked.
+    VerifyFull,
+}
+
+/// Where the sink is and how to reach it.
+#[derive(Clone)]
+pub struct SinkSettings {
+    /// Connection URL; holds a password, never printed.
+    pub url: String,
+    /// TLS.
+    pub tls: Tls,
+    /// Extra certificate authority, PEM.
+    pub ca: Option<PathBuf>,
+    /// Shown in `pg_stat_activity` as `afterimage/<worker>`.
+    pub worker: String,
+}
+
+/// The sink cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The URL or the certificate file cannot be read.
+    #[error("{0}")]
+    Settings(String),
+    /// The server refused, or is not there.
+    #[error("cannot connect to the sink at {place}: {}", describe(.source))]
+    Refused {
+        /// Host, port and database, without credentials.
+        place: String,
+        /// The driver's reason.
+        source: tokio_postgres::Error,
+    },
+}
+
+/// A driver error with the server's message, SQLSTATE and detail, without parameters or values.
+pub fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => {
+            let detail = db.detail().map(|detail| format!(" ({detail})")).unwrap_or_default();
+            format!("{}: {}{detail} [SQLSTATE {}]", db.severity(), db.message(), db.code().code())
+        }
+        None => {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(error);
+            while let Some(cause) = source {
+                text = format!("{text}: {cause}");
+                source = cause.source();
+            }
+            text
+        }
+    }
+}
+
+impl SinkSettings {
+    /// Host, port and database, without credentials.
+    pub fn place(&self) -> String {
+        let Ok(config) = self.url.parse::<tokio_postgres::Config>() else { return "an unreadable URL".into() };
+        let host = config
+            .get_hosts()
+            .first()
+            .map(|host| match host {
+                tokio_postgres::config::Host::Tcp(name) => name.clone(),
+                tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+            })
+            .unwrap_or_else(|| "localhost".into());
+        let port = config.get_ports().first().copied().unwrap_or(5432);
+        format!("{host}:{port}/{}", config.get_dbname().unwrap_or("postgres"))
+    }
+
+    /// Opens a connection; its driver runs as a task of its own until the client is dropped.
+    ///
+    /// # Errors
+    /// When the settings cannot be read or the server cannot be reached within ten seconds.
+    pub async fn connect(&self) -> Result<Client, ConnectError> {
+        let mut config: tokio_postgres::Config =
+            self.url.parse().map_err(|_| ConnectError::Settings("the sink's URL cannot be read".into()))?;
+        config.ssl_mode(match self.tls {
+            Tls::Disable => SslMode::Disable,
+            Tls::Require | Tls::VerifyFull => SslMode::Require,
+        });
+        config
+            .application_name(format!("afterimage/{}", self.worker))
+            .connect_timeout(Duration::from_secs(10))
+            .tcp_user_timeout(Duration::from_secs(10))
+            .keepalives_idle(Duration::from_secs(10))
+            .keepalives_interval(Duration::from_secs(3))
+            .keepalives_retries(3);
+        let refused = |source| ConnectError::Refused { place: self.place(), source };
+        if self.tls == Tls::Disable {
+            let (client, connection) = config.connect(tokio_postgres::NoTls).await.map_err(refused)?;
+            drive(connection);
+            return Ok(client);
+        }
+        let mut tls = native_tls::TlsConnector::builder();
+        if self.tls == Tls::Require {
+            // The certificates of Heroku's default databases cannot be verified by anyone: this is what
+            // `sslmode=require` means there, and the user has to ask for it.
+            tls.danger_accept_invalid_certs(true).danger_accept_invalid_hostnames(true);
+        }
+        if let Some(path) = &self.ca {
+            let unreadable = |reason: String| ConnectError::Settings(format!("certificate {}: {reason}", path.display()));
+            let pem = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+            let certificate = native_tls::Certificate::from_pem(&pem).map_err(|error| unreadable(error.to_string()))?;
+            tls.add_root_certificate(certificate);
+        }
+        let tls = tls.build().map_err(|error| ConnectError::Settings(format!("TLS: {error}")))?;
+        let (client, connection) = config.connect(MakeTlsConnector::new(tls)).await.map_err(refused)?;
+        drive(connection);
+        Ok(client)
+    }
+}
+
+fn drive<S, T>(connection: tokio_postgres::Connection<S, T>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(error = %describe(&error), "connection to the sink ended");
+        }
+    });
+}

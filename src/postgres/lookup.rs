@@ -1,0 +1,234 @@
+//! Read-through: what Postgres knows of records and keys, folded into the form that events are judged against.
+
+use std::collections::HashMap;
+
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row};
+
+use super::wire::Moment;
+use crate::core::event::{FieldNo, Micros};
+use crate::core::format::{self, VersionOp};
+use crate::core::judge::ObjectFacts;
+use crate::core::overlay::{KeySlot, OldKey, PendingRow};
+use crate::core::record::{CHAIN, Floor, Record, Version};
+use crate::core::value::Value;
+
+/// What Postgres holds cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// The query failed.
+    #[error("lookup in the sink failed: {}", super::client::describe(.0))]
+    Query(#[from] tokio_postgres::Error),
+    /// A stored row is not in the form that this version writes.
+    #[error("record {rid}: its stored history cannot be read: {reason}")]
+    Stored {
+        /// Which record.
+        rid: i32,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+const RECORDS: &str = "
+SELECT r.sfid, r.rid, r.home, r.row_key, r.floor_lsn, r.floor_ts, k.kf, k.at, k.d, c.ats, c.ds, o.row_key
+FROM unnest($2::text[]) AS wanted(sfid)
+JOIN afterimage.record r ON r.object_id = $1 AND r.sfid = wanted.sfid
+LEFT JOIN LATERAL (
+  SELECT kf, at, d FROM afterimage.keyframe WHERE rid = r.rid ORDER BY kf DESC LIMIT 1) k ON true
+LEFT JOIN LATERAL (
+  SELECT array_agg(x.at ORDER BY get_byte(x.d, 1) & 63) AS ats, array_agg(x.d ORDER BY get_byte(x.d, 1) & 63) AS ds
+  FROM afterimage.delta x WHERE x.rid = r.rid AND x.kf = k.kf) c ON true
+LEFT JOIN LATERAL (
+  SELECT row_key FROM afterimage.old_key WHERE object_id = $1 AND rid = r.rid ORDER BY ts DESC NULLS LAST, lsn DESC LIMIT 1
+  ) o ON r.row_key IS NULL";
+
+const KEYS: &str = "
+SELECT wanted.key, owner.sfid, old.sfid, old.rid, old.lsn, old.ts, p.ns, p.ats, p.ds
+FROM unnest($2::bytea[]) AS wanted(key)
+LEFT JOIN LATERAL (
+  SELECT r.sfid FROM afterimage.record r
+  WHERE r.object_id = $1 AND r.row_key = wanted.key
+    AND EXISTS (SELECT 1 FROM afterimage.keyframe f WHERE f.rid = r.rid AND f.kf = 0) LIMIT 1) owner ON true
+LEFT JOIN LATERAL (
+  SELECT r.sfid, k.rid, k.lsn, k.ts FROM afterimage.old_key k JOIN afterimage.record r ON r.rid = k.rid
+  WHERE k.object_id = $1 AND k.row_key = wanted.key) old ON true
+LEFT JOIN LATERAL (
+  SELECT array_agg(x.n ORDER BY x.n) AS ns, array_agg(x.at ORDER BY x.n) AS ats, array_agg(x.d ORDER BY x.n) AS ds
+  FROM afterimage.pending x WHERE x.source_id = $3 AND x.row_key = wanted.key) p ON true";
+
+const REGISTER: &str = "
+INSERT INTO afterimage.record (object_id, sfid, home, row_key)
+SELECT $1, n.sfid, n.home, n.row_key
+FROM unnest($2::text[], $3::int[], $4::bytea[]) AS n(sfid, home, row_key)
+WHERE NOT EXISTS (SELECT 1 FROM afterimage.record r WHERE r.object_id = $1 AND r.sfid = n.sfid)
+ORDER BY n.sfid COLLATE \"C\"
+ON CONFLICT DO NOTHING";
+
+/// A record to be given a registry number: identity, the position that saw it first, its key there.
+pub type Newcomer = (Box<str>, i32, Box<str>);
+
+/// Registers records that Postgres does not know, in a statement of its own before the batch: inside the
+/// batch, two tasks in opposite order would deadlock. A number without history is harmless.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn register(client: &Client, object_id: i16, newcomers: &mut [Newcomer]) -> Result<(), LookupError> {
+    newcomers.sort();
+    let sfids: Vec<&str> = newcomers.iter().map(|(sfid, _, _)| &**sfid).collect();
+    let homes: Vec<i32> = newcomers.iter().map(|(_, home, _)| *home).collect();
+    let keys: Vec<&[u8]> = newcomers.iter().map(|(_, _, key)| key.as_bytes()).collect();
+    client
+        .query_typed(
+            REGISTER,
+            &[(&object_id, Type::INT2), (&sfids, Type::TEXT_ARRAY), (&homes, Type::INT4_ARRAY), (&keys, Type::BYTEA_ARRAY)],
+        )
+        .await?;
+    Ok(())
+}
+
+/// The records of these identities as Postgres has them; unknown ones are missing from the answer.
+///
+/// # Errors
+/// When the query fails or a stored row cannot be read.
+pub async fn records(
+    client: &Client,
+    object: &ObjectFacts,
+    identities: &[&str],
+) -> Result<Vec<(Box<str>, Record)>, LookupError> {
+    let rows = client
+        .query_typed(RECORDS, &[(&object.object_id, Type::INT2), (&identities, Type::TEXT_ARRAY)])
+        .await?;
+    rows.iter().map(|row| record(object, row)).collect()
+}
+
+fn record(object: &ObjectFacts, row: &Row) -> Result<(Box<str>, Record), LookupError> {
+    let rid: i32 = row.try_get(1)?;
+    let stored = |reason: String| LookupError::Stored { rid, reason };
+    let identity: &str = row.try_get(0)?;
+    let row_key = key_text(rid, row.try_get(3)?)?;
+    let mut record = Record::registered(rid, row.try_get(2)?, row_key);
+    record.deleted_key = key_text(rid, row.try_get(11)?)?;
+    let floor_ts: Option<Moment> = row.try_get(5)?;
+    record.floor = Floor { lsn: row.try_get::<_, i64>(4)? as u64, ts: floor_ts.map(|at| at.0) };
+    let Some(kf): Option<i32> = row.try_get(6)? else { return Ok((identity.into(), record)) };
+    let at: Moment = row.try_get(7)?;
+    let mut fold = Fold { object, record: &mut record };
+    let d: &[u8] = row.try_get(8)?;
+    let shown = if kf == 0 { 0 } else { kf as u32 * CHAIN - 1 };
+    fold.step(shown, at.0, d).map_err(|error| stored(error.to_string()))?;
+    let ats: Option<Vec<Moment>> = row.try_get(9)?;
+    let ds: Option<Vec<&[u8]>> = row.try_get(10)?;
+    for (at, d) in ats.unwrap_or_default().into_iter().zip(ds.unwrap_or_default()) {
+        let n = d.get(1).map_or(0, |n| n & 63);
+        fold.step(kf as u32 * CHAIN + u32::from(n), at.0, d).map_err(|error| stored(error.to_string()))?;
+    }
+    Ok((identity.into(), record))
+}
+
+fn key_text(rid: i32, key: Option<&[u8]>) -> Result<Option<Box<str>>, LookupError> {
+    key.map(|key| std::str::from_utf8(key).map(Into::into))
+        .transpose()
+        .map_err(|_| LookupError::Stored { rid, reason: "its key is not UTF-8".into() })
+}
+
+/// Folds stored versions into a record, oldest first.
+struct Fold<'a> {
+    object: &'a ObjectFacts,
+    record: &'a mut Record,
+}
+
+impl Fold<'_> {
+    fn step(&mut self, seq: u32, at: Micros, d: &[u8]) -> Result<(), format::FormatError> {
+        let (header, fields) = format::decode(at, d, self.object.stamp_no)?;
+        let record = &mut *self.record;
+        let before = record.head.take();
+        let lsn = if header.lsn != 0 { header.lsn } else { before.as_ref().map_or(0, |head| head.lsn) };
+        record.head = Some(Version {
+            seq,
+            op: header.op,
+            at,
+            raw_at: header.raw_at,
+            no_source_time: header.no_source_time,
+            lsn,
+            position_id: header.position_id,
+            offset: header.offset,
+            recorded: header.recorded,
+        });
+        record.before_delete = if header.op == VersionOp::Delete { before } else { None };
+        if header.stamp.is_some() {
+            record.stamp = header.stamp;
+        }
+        for (no, value) in fields {
+            self.set(no, value);
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, no: FieldNo, value: Value) {
+        let object = self.object;
+        if Some(no) == object.modified_by_no {
+            if let Value::Text(by) = value {
+                self.record.modified_by = Some(by);
+            }
+        } else if Some(no) != object.modified_no && Some(no) != object.stamp_no {
+            self.record.image.set(no, value);
+        }
+    }
+}
+
+/// Owner, previous owner and pending rows of these keys; every key is answered.
+///
+/// # Errors
+/// When the query fails or a stored row cannot be read.
+pub async fn keys(
+    client: &Client,
+    object: &ObjectFacts,
+    source_id: i16,
+    keys: &[&str],
+) -> Result<Vec<(Box<str>, KeySlot)>, LookupError> {
+    let raw: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes()).collect();
+    let rows = client
+        .query_typed(
+            KEYS,
+            &[(&object.object_id, Type::INT2), (&raw, Type::BYTEA_ARRAY), (&source_id, Type::INT2)],
+        )
+        .await?;
+    let mut found: HashMap<Box<str>, KeySlot> = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        let key = key_text(0, row.try_get(0)?)?.unwrap_or_default();
+        let owner: Option<&str> = row.try_get(1)?;
+        let mut slot = KeySlot { owner: owner.map(Into::into), ..KeySlot::default() };
+        if let Some(identity) = row.try_get::<_, Option<&str>>(2)? {
+            slot.old = Some(OldKey {
+                identity: identity.into(),
+                rid: row.try_get(3)?,
+                lsn: row.try_get::<_, Option<i64>>(4)?.unwrap_or(0) as u64,
+                ts: row.try_get::<_, Option<Moment>>(5)?.map(|at| at.0),
+            });
+        }
+        let ns: Option<Vec<i16>> = row.try_get(6)?;
+        let ats: Option<Vec<Moment>> = row.try_get(7)?;
+        let ds: Option<Vec<&[u8]>> = row.try_get(8)?;
+        let ns = ns.unwrap_or_default();
+        for ((n, at), d) in ns.into_iter().zip(ats.unwrap_or_default()).zip(ds.unwrap_or_default()) {
+            let (header, fields) = format::decode(at.0, d, object.stamp_no)
+                .map_err(|error| LookupError::Stored { rid: 0, reason: format!("a pending row: {error}") })?;
+            slot.pending.push(PendingRow {
+                n,
+                at: at.0,
+                lsn: header.lsn,
+                position_id: header.position_id,
+                offset: header.offset,
+                local: header.local,
+                stamp: header.stamp,
+                fields: fields.into_iter().filter(|(no, _)| !is_system(object, *no)).collect(),
+            });
+        }
+        found.insert(key, slot);
+    }
+    Ok(keys.iter().map(|key| ((*key).into(), found.remove(*key).unwrap_or_default())).collect())
+}
+
+fn is_system(object: &ObjectFacts, no: FieldNo) -> bool {
+    [object.stamp_no, object.modified_no, object.modified_by_no].contains(&Some(no))
+}

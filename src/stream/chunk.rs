@@ -1,0 +1,421 @@
+//! A chunk of messages in order: decode, look up what they need, judge one after the other.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Duration;
+
+use metrics::counter;
+use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::group::{Ended, Group};
+use super::task::Waiting;
+use crate::core::batch::{DEAD_LETTER_BYTES, DeadLetter};
+use crate::core::decode::{DecodeError, Decoded};
+use crate::core::event::{Event, Op};
+use crate::core::judge::{Arrival, Judge, Need};
+use crate::core::position::{Counter, PositionId};
+use crate::kafka::Message;
+use crate::postgres::client::describe;
+use crate::postgres::lookup::{self, LookupError, Newcomer};
+use crate::postgres::registry;
+use crate::telemetry::metrics as names;
+
+/// A message after decoding.
+struct Arrived {
+    partition: i32,
+    message: Message,
+    meaning: Result<Decoded, DecodeError>,
+}
+
+impl Arrived {
+    fn event(&self) -> Option<&Event> {
+        match &self.meaning {
+            Ok(Decoded::Event(event)) => Some(event),
+            _ => None,
+        }
+    }
+}
+
+impl Group {
+    /// Judges a chunk into the open batch.
+    pub(super) fn process(&mut self, chunk: Vec<(i32, Waiting)>) -> Result<(), Ended> {
+        let mut arrived = Vec::with_capacity(chunk.len());
+        for (partition, waiting) in chunk {
+            let Waiting { message, peeked } = waiting;
+            let meaning = self.parts.decoder.decode(peeked, message.key.as_deref(), message.payload.as_deref());
+            arrived.push(Arrived { partition, message, meaning });
+        }
+        let arrived = self.forget_passed(arrived)?;
+        self.note_fields(&arrived)?;
+        self.prefetch(&arrived)?;
+        for one in &arrived {
+            self.take(one)?;
+        }
+        self.overlay.forget_clean();
+        Ok(())
+    }
+
+    // ---- catching up ------------------------------------------------------------------------------------
+
+    /// Messages that were committed before this claim are not judged again; the image store may not know what they
+    /// changed, so it forgets their records (D13). Returns the others.
+    fn forget_passed(&mut self, arrived: Vec<Arrived>) -> Result<Vec<Arrived>, Ended> {
+        if self.tasks.values().all(|task| task.read >= task.catch_up_to) {
+            return Ok(arrived);
+        }
+        let mut gone: HashSet<(PositionId, Box<str>)> = HashSet::new();
+        let mut keys: BTreeMap<Box<str>, PositionId> = BTreeMap::new();
+        let mut rest = Vec::with_capacity(arrived.len());
+        for one in arrived {
+            let Some(task) = self.tasks.get_mut(&one.partition) else { continue };
+            if one.message.offset >= task.catch_up_to {
+                rest.push(one);
+                continue;
+            }
+            task.read = one.message.offset + 1;
+            if let Some(event) = one.event() {
+                if let Some(identity) = &event.identity {
+                    gone.insert((task.position_id, identity.clone()));
+                }
+                // The record that held this key then: it lost it, or was deleted under it.
+                keys.insert(event.key.clone(), task.position_id);
+            }
+        }
+        if !keys.is_empty() {
+            let wanted: Vec<&str> = keys.keys().map(|key| &**key).collect();
+            for (key, slot) in self.lookup_keys(&wanted)? {
+                let Some(position) = keys.get(&key) else { continue };
+                let old = slot.old.map(|old| old.identity);
+                gone.extend(slot.owner.into_iter().chain(old).map(|identity| (*position, identity)));
+            }
+        }
+        counter!(names::RESTORE_INVALIDATED_TOTAL).increment(gone.len() as u64);
+        let object_id = self.parts.source.object_id;
+        let gone: Vec<_> = gone
+            .into_iter()
+            .map(|(position_id, identity)| crate::postgres::commit::Invalidated { position_id, object_id, identity })
+            .collect();
+        // No mark yet: it stays behind until a batch of this claim is committed, and a crash catches up again.
+        if let Err(error) = self.parts.images.apply(object_id, &[], &gone, []) {
+            tracing::error!(%error, "the image store cannot be written");
+            return Err(Ended);
+        }
+        Ok(rest)
+    }
+
+    // ---- fields -----------------------------------------------------------------------------------------
+
+    fn note_fields(&mut self, arrived: &[Arrived]) -> Result<(), Ended> {
+        let at = arrived.iter().filter_map(|one| one.event()?.ts).min();
+        let unknown = self.parts.dictionary.unknown(&self.parts.decoder, at);
+        if !unknown.is_empty() {
+            let object_id = self.parts.source.object_id;
+            let identity = self.parts.decoder.identity().map(|identity| identity.stored());
+            let fields = self.ask(async |client| {
+                if let Some(identity) = &identity {
+                    registry::settle_identity(client, object_id, identity).await?;
+                }
+                registry::note_fields(client, object_id, &unknown).await
+            })?;
+            tracing::info!(topic = %self.parts.topic, fields = unknown.len(), "fields noted");
+            self.parts.dictionary.take(fields);
+            // Fills the map from columns to numbers.
+            let left = self.parts.dictionary.unknown(&self.parts.decoder, at);
+            if !left.is_empty() {
+                tracing::error!(topic = %self.parts.topic, "the sink's field dictionary does not take new fields");
+                return Err(Ended);
+            }
+            self.views_stale = true;
+            self.warn_of_undeclared_types();
+        }
+        if self.views_stale && !arrived.is_empty() {
+            let object_id = self.parts.source.object_id;
+            self.views_stale = false;
+            let refreshed = self.ask(async |client| {
+                // Convenience, not truth: a failure must not stop the stream.
+                Ok::<_, tokio_postgres::Error>(registry::refresh_views(client, object_id).await)
+            })?;
+            if let Err(error) = refreshed {
+                tracing::warn!(topic = %self.parts.topic, error = %describe(&error), "typed views not refreshed");
+            }
+        }
+        Ok(())
+    }
+
+    fn warn_of_undeclared_types(&mut self) {
+        if self.warned_types {
+            return;
+        }
+        let columns: Vec<&str> = self.parts.decoder.undeclared_numbers().collect();
+        if !columns.is_empty() {
+            self.warned_types = true;
+            tracing::warn!(
+                topic = %self.parts.topic, columns = columns.join(", "),
+                "numbers without a declared type are kept as they come: declare `types` for dates and times among them"
+            );
+        }
+    }
+
+    // ---- looking up -------------------------------------------------------------------------------------
+
+    /// Runs a question to the sink, reconnecting as long as it takes.
+    fn ask<T, E: Into<LookupError>>(
+        &mut self,
+        question: impl AsyncFn(&mut tokio_postgres::Client) -> Result<T, E>,
+    ) -> Result<T, Ended> {
+        let mut tries = 0u32;
+        loop {
+            let runtime = self.parts.runtime.clone();
+            let answer = runtime.block_on(async {
+                let client = match &mut self.reader {
+                    Some(client) if !client.is_closed() => client,
+                    slot => match self.parts.sink.connect().await {
+                        Ok(client) => slot.insert(client),
+                        Err(error) => return Err(error.to_string()),
+                    },
+                };
+                match question(client).await {
+                    Ok(answer) => Ok(Ok(answer)),
+                    Err(error) => match error.into() {
+                        LookupError::Query(error) => Err(describe(&error)),
+                        stored => Ok(Err(stored)),
+                    },
+                }
+            });
+            match answer {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => {
+                    tracing::error!(topic = %self.parts.topic, %error, "the history cannot be read; stopping");
+                    return Err(Ended);
+                }
+                Err(error) => {
+                    tries += 1;
+                    tracing::warn!(topic = %self.parts.topic, %error, tries, "the sink does not answer; asking again");
+                    self.reader = None;
+                    if self.interrupted(super::committer::pause_after(tries).min(Duration::from_secs(3))) {
+                        return Err(Ended);
+                    }
+                }
+            }
+        }
+    }
+
+    fn lookup_keys(&mut self, keys: &[&str]) -> Result<Vec<(Box<str>, crate::core::overlay::KeySlot)>, Ended> {
+        let facts = self.parts.dictionary.facts().clone();
+        let source_id = self.parts.source.source_id;
+        counter!(names::IMAGE_LOOKUPS_TOTAL, "result" => "key").increment(keys.len() as u64);
+        self.ask(async |client| lookup::keys(client, &facts, source_id, keys).await)
+    }
+
+    /// Loads what a chunk needs in a few batched questions. What it misses, judging asks for.
+    fn prefetch(&mut self, arrived: &[Arrived]) -> Result<(), Ended> {
+        let mut wanted: BTreeMap<&str, (PositionId, &str, bool)> = BTreeMap::new();
+        for one in arrived {
+            let (Some(event), Some(task)) = (one.event(), self.tasks.get(&one.partition)) else { continue };
+            if let Some(identity) = &event.identity
+                && self.overlay.record(identity).is_none()
+            {
+                let register = event.op != Op::Delete;
+                let entry = wanted.entry(identity).or_insert((task.position_id, &event.key, register));
+                entry.2 |= register;
+            }
+        }
+        let found = self.stored(&wanted)?;
+        let missing: BTreeMap<&str, (PositionId, &str, bool)> =
+            wanted.into_iter().filter(|(identity, _)| !found.contains(*identity)).collect();
+        self.load_records(&missing)?;
+
+        let mut keys: BTreeSet<&str> = BTreeSet::new();
+        for one in arrived {
+            let Some(event) = one.event() else { continue };
+            let settled = event.identity.as_ref().is_some_and(|identity| {
+                self.overlay.record(identity).is_some_and(|slot| {
+                    slot.record.head.is_some() && slot.record.row_key.as_deref() == Some(&event.key)
+                })
+            });
+            if !settled && self.overlay.key(&event.key).is_none() {
+                keys.insert(&event.key);
+            }
+        }
+        self.load_keys(&keys.into_iter().collect::<Vec<_>>())
+    }
+
+    /// Loads records from the image store; returns which were there.
+    fn stored<'w>(
+        &mut self,
+        wanted: &BTreeMap<&'w str, (PositionId, &'w str, bool)>,
+    ) -> Result<HashSet<&'w str>, Ended> {
+        let mut found = HashSet::new();
+        if wanted.is_empty() {
+            return Ok(found);
+        }
+        let keys: Vec<(PositionId, &str)> =
+            wanted.iter().map(|(identity, (position, ..))| (*position, *identity)).collect();
+        let records = self.parts.images.get(self.parts.source.object_id, &keys).map_err(|error| {
+            tracing::error!(%error, "the image store cannot be read");
+            Ended
+        })?;
+        for ((_, identity), record) in keys.into_iter().zip(records) {
+            if let Some(record) = record {
+                self.overlay.load_record(identity.into(), record);
+                found.insert(identity);
+            }
+        }
+        counter!(names::IMAGE_LOOKUPS_TOTAL, "result" => "store").increment(found.len() as u64);
+        counter!(names::IMAGE_LOOKUPS_TOTAL, "result" => "miss").increment((wanted.len() - found.len()) as u64);
+        Ok(found)
+    }
+
+    /// Loads records from Postgres, registering those that it does not know.
+    fn load_records(&mut self, wanted: &BTreeMap<&str, (PositionId, &str, bool)>) -> Result<(), Ended> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let facts = self.parts.dictionary.facts().clone();
+        let identities: Vec<&str> = wanted.keys().copied().collect();
+        let mut records = self.ask(async |client| lookup::records(client, &facts, &identities).await)?;
+        let known: HashSet<&str> = records.iter().map(|(identity, _)| &**identity).collect();
+        let newcomers: Vec<Newcomer> = wanted
+            .iter()
+            .filter(|(identity, (.., register))| *register && !known.contains(**identity))
+            .map(|(identity, (position, key, _))| ((*identity).into(), *position, (*key).into()))
+            .collect();
+        if !newcomers.is_empty() {
+            let identities: Vec<&str> = newcomers.iter().map(|(identity, ..)| &**identity).collect();
+            let more = self.ask(async |client| {
+                lookup::register(client, facts.object_id, &mut newcomers.clone()).await?;
+                lookup::records(client, &facts, &identities).await
+            })?;
+            records.extend(more);
+        }
+        for (identity, record) in records {
+            self.overlay.load_record(identity, record);
+        }
+        Ok(())
+    }
+
+    /// Loads keys from Postgres, with the records that they name.
+    fn load_keys(&mut self, keys: &[&str]) -> Result<(), Ended> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let slots = self.lookup_keys(keys)?;
+        let mut named: BTreeSet<Box<str>> = BTreeSet::new();
+        for (key, slot) in slots {
+            named.extend(slot.owner.iter().cloned());
+            named.extend(slot.old.iter().map(|old| old.identity.clone()));
+            self.overlay.load_key(key, slot);
+        }
+        let missing: BTreeMap<&str, (PositionId, &str, bool)> = named
+            .iter()
+            .filter(|identity| self.overlay.record(identity).is_none())
+            .map(|identity| (&**identity, (0, "", false)))
+            .collect();
+        self.load_records(&missing)?;
+        Ok(())
+    }
+
+    // ---- judging ----------------------------------------------------------------------------------------
+
+    fn take(&mut self, one: &Arrived) -> Result<(), Ended> {
+        let Some(task) = self.tasks.get(&one.partition) else { return Ok(()) };
+        if one.message.offset < task.read {
+            return Ok(());
+        }
+        let start = task.start();
+        let (position_id, passed) = (task.position_id, task.passed);
+        let outcome = match &one.meaning {
+            Ok(Decoded::Event(event)) => {
+                // The offset is taken into the range first: what judging counts belongs to it.
+                self.open.advance(&start, one.message.offset, None);
+                let outcome = self.judge(one, event, position_id, passed.covers(event.ts, event.lsn))?;
+                self.open.count(position_id, outcome, 1);
+                outcome
+            }
+            Ok(Decoded::Tombstone) => self.passive(&start, one, Counter::Tombstone),
+            Ok(Decoded::Ignored(_)) => self.passive(&start, one, Counter::Ignored),
+            Err(error) => {
+                counter!(names::DEAD_LETTERS_TOTAL, "reason" => error.reason().to_string()).increment(1);
+                self.open.push_dead(dead_letter(position_id, &one.message, error));
+                self.passive(&start, one, Counter::Dead)
+            }
+        };
+        let last = (one.message.offset, one.message.timestamp_ms, fingerprint(&one.message));
+        if let Some(task) = self.tasks.get_mut(&one.partition) {
+            task.read = one.message.offset + 1;
+            if let Some(event) = one.event()
+                && outcome != Counter::Dead
+            {
+                task.passed.raise(event.ts, event.lsn);
+            }
+            let passed = task.passed;
+            self.open.progress(position_id, last, passed);
+        }
+        Ok(())
+    }
+
+    fn passive(&mut self, start: &crate::core::batch::Advance, one: &Arrived, outcome: Counter) -> Counter {
+        self.open.advance(start, one.message.offset, Some(outcome));
+        outcome
+    }
+
+    fn judge(&mut self, one: &Arrived, event: &Event, position_id: PositionId, passed: bool) -> Result<Counter, Ended> {
+        let now = Group::now();
+        loop {
+            let arrival = Arrival {
+                position_id,
+                offset: one.message.offset,
+                message_time: one.message.timestamp_ms.map_or(now, |ms| ms.saturating_mul(1000)),
+                now,
+                passed,
+                event,
+                fields: self.parts.dictionary.number(event),
+            };
+            let mut judge = Judge {
+                object: self.parts.dictionary.facts(),
+                overlay: &mut self.overlay,
+                batch: &mut self.open,
+                side: &mut self.side,
+            };
+            match judge.judge(arrival) {
+                Ok(outcome) => return Ok(outcome),
+                Err(Need::Key(key)) => self.load_keys(&[&key])?,
+                Err(Need::Record(identity)) => {
+                    let wanted = BTreeMap::from([(&*identity, (position_id, &*event.key, true))]);
+                    self.load_records(&wanted)?;
+                }
+            }
+        }
+    }
+}
+
+fn dead_letter(position_id: PositionId, message: &Message, error: &DecodeError) -> DeadLetter {
+    let whole = message.payload.as_deref();
+    let cut = whole.is_some_and(|value| value.len() > DEAD_LETTER_BYTES);
+    DeadLetter {
+        position_id,
+        offset: message.offset,
+        reason: error.reason().to_string(),
+        detail: error.detail.clone(),
+        sfid: error.sfid.clone(),
+        key: message.key.clone(),
+        value: whole.map(|value| value[..value.len().min(DEAD_LETTER_BYTES)].to_vec()),
+        sha256: whole.filter(|_| cut).map(|value| Sha256::digest(value).into()),
+    }
+}
+
+/// XXH3-64 over key and value with their lengths (`0xFFFFFFFF` = null): recognises the last message of a position
+/// after a topic was made anew (protocol D8).
+fn fingerprint(message: &Message) -> i64 {
+    let mut hash = Xxh3::new();
+    for part in [message.key.as_deref(), message.payload.as_deref()] {
+        match part {
+            Some(bytes) => {
+                hash.update(&u32::try_from(bytes.len()).unwrap_or(u32::MAX - 1).to_be_bytes());
+                hash.update(bytes);
+            }
+            None => hash.update(&u32::MAX.to_be_bytes()),
+        }
+    }
+    hash.digest() as i64
+}

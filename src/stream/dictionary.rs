@@ -1,0 +1,80 @@
+//! The fields of one object, between the decoder's columns and the sink's numbers.
+
+use std::collections::HashMap;
+
+use crate::core::decode::Decoder;
+use crate::core::event::{Class, Event, FieldNo, Micros};
+use crate::core::judge::{FieldFact, ObjectFacts};
+use crate::core::value::{Kind, Value};
+use crate::postgres::registry::{Field, SeenField};
+
+/// Maps columns to field numbers and keeps the facts that judging needs.
+#[derive(Debug)]
+pub struct Dictionary {
+    facts: ObjectFacts,
+    /// By the decoder's column index: what the sink knows of it.
+    known: Vec<Option<(FieldNo, Class, Kind)>>,
+    by_name: HashMap<String, Field>,
+}
+
+impl Dictionary {
+    /// The dictionary as loaded from the sink.
+    pub fn new(facts: ObjectFacts, fields: Vec<Field>) -> Self {
+        let mut dictionary = Dictionary { facts, known: Vec::new(), by_name: HashMap::new() };
+        dictionary.take(fields);
+        dictionary
+    }
+
+    /// What judging needs.
+    pub fn facts(&self) -> &ObjectFacts {
+        &self.facts
+    }
+
+    /// Columns whose number, class or type the sink does not know yet.
+    pub fn unknown(&mut self, decoder: &Decoder, at: Option<Micros>) -> Vec<SeenField> {
+        let columns = decoder.columns();
+        for column in columns.iter().skip(self.known.len()) {
+            let field = self.by_name.get(&*column.name);
+            self.known.push(field.map(|field| (field.no, field.class, field.kind)));
+        }
+        columns
+            .iter()
+            .zip(&self.known)
+            .filter(|(column, known)| known.is_none_or(|known| (known.1, known.2) != (column.class, column.kind)))
+            .map(|(column, _)| SeenField { name: column.name.to_string(), class: column.class, kind: column.kind, at })
+            .collect()
+    }
+
+    /// Takes the sink's dictionary in.
+    pub fn take(&mut self, fields: Vec<Field>) {
+        self.by_name = fields.into_iter().map(|field| (field.name.clone(), field)).collect();
+        self.known.clear();
+        let system = |name: &str| {
+            self.by_name.get(name).filter(|field| field.class == Class::System).map(|field| field.no)
+        };
+        self.facts.stamp_no = system("systemmodstamp");
+        self.facts.modified_no = system("lastmodifieddate");
+        self.facts.modified_by_no = system("lastmodifiedbyid");
+        self.facts.fields = self
+            .by_name
+            .values()
+            .filter(|field| field.class == Class::Visible)
+            .map(|field| (field.no, FieldFact { kind: field.kind, first_seen: field.first_seen }))
+            .collect();
+    }
+
+    /// An event's visible fields by number, ascending. Every column must be known.
+    pub fn number(&self, event: &Event) -> Vec<(FieldNo, Value)> {
+        let mut fields: Vec<(FieldNo, Value)> = event
+            .row
+            .values
+            .iter()
+            .filter_map(|(index, value)| {
+                let (no, ..) = (*self.known.get(usize::from(*index))?)?;
+                Some((no, value.clone()))
+            })
+            .collect();
+        fields.sort_by_key(|(no, _)| *no);
+        fields
+    }
+}

@@ -1,0 +1,172 @@
+//! The image store's face towards the tasks: records in, records out, by position.
+
+use std::sync::Arc;
+
+use afterimage_proto::v1;
+use afterimage_state::{Mark, PositionId as StoreId, RecordKey, StateError, Store, WriteBatch};
+use prost::Message as _;
+
+use crate::core::batch::StoredRecord;
+use crate::core::format::VersionOp;
+use crate::core::position::PositionId;
+use crate::core::record::{Floor, Image, Record, Version};
+use crate::core::value::Value;
+use crate::postgres::commit::Invalidated;
+
+/// Form of the stored records that this version writes; an older or newer one is a miss, not an error.
+const FORMAT: u32 = 1;
+
+/// Records of all positions of this process.
+#[derive(Clone)]
+pub struct Images {
+    store: Arc<Store>,
+}
+
+impl Images {
+    /// Over an open store.
+    pub fn new(store: Arc<Store>) -> Self {
+        Images { store }
+    }
+
+    /// The store itself.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The records that these positions hold, in the order asked; `None` = not here, ask Postgres.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn get(&self, object_id: i16, wanted: &[(PositionId, &str)]) -> Result<Vec<Option<Record>>, StateError> {
+        let keys: Vec<RecordKey> = wanted
+            .iter()
+            .map(|(position, identity)| RecordKey::image(StoreId(*position), object_id, identity.as_bytes()))
+            .collect();
+        let found = self.store.multi_get(&keys)?;
+        Ok(found
+            .into_iter()
+            .zip(wanted)
+            .map(|(bytes, (position, _))| bytes.and_then(|bytes| decode(&bytes, *position)))
+            .collect())
+    }
+
+    /// What a committed batch leaves: its records under their homes, nothing under homes they left, nothing of
+    /// what others took over, and the new marks; atomically.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn apply(
+        &self,
+        object_id: i16,
+        records: &[StoredRecord],
+        gone: &[Invalidated],
+        marks: impl IntoIterator<Item = Mark>,
+    ) -> Result<(), StateError> {
+        let mut batch = WriteBatch::new();
+        for one in gone {
+            batch.delete(&RecordKey::image(StoreId(one.position_id), one.object_id, one.identity.as_bytes()));
+        }
+        for one in records {
+            let key = |position| RecordKey::image(StoreId(position), object_id, one.identity.as_bytes());
+            if let Some(left) = one.left {
+                batch.delete(&key(left));
+            }
+            if let Some(home) = one.record.home {
+                batch.put(&key(home), &encode(&one.record));
+            }
+        }
+        for mark in marks {
+            batch.mark(mark);
+        }
+        self.store.commit(batch)
+    }
+}
+
+fn version_out(version: &Version) -> v1::Version {
+    v1::Version {
+        seq: version.seq,
+        op: version.op as i32,
+        at: version.at,
+        raw_at: version.raw_at,
+        lsn: version.lsn,
+        position_id: version.position_id,
+        offset: version.offset,
+        recorded: version.recorded,
+        no_source_time: version.no_source_time,
+    }
+}
+
+fn version_in(version: v1::Version) -> Option<Version> {
+    Some(Version {
+        seq: version.seq,
+        op: VersionOp::from_number(u8::try_from(version.op).ok()?)?,
+        at: version.at,
+        raw_at: version.raw_at,
+        no_source_time: version.no_source_time,
+        lsn: version.lsn,
+        position_id: version.position_id,
+        offset: version.offset,
+        recorded: version.recorded,
+    })
+}
+
+/// A record as the store keeps it.
+pub fn encode(record: &Record) -> Vec<u8> {
+    use v1::field::Value as Out;
+    let fields = record.image.fields().iter().map(|(no, value)| v1::Field {
+        no: i32::from(*no),
+        value: Some(match value {
+            Value::Null => Out::Null(true),
+            Value::Unknown => Out::Unknown(true),
+            Value::Text(text) => Out::Text(text.to_string()),
+        }),
+    });
+    v1::Record {
+        format: FORMAT,
+        rid: record.rid,
+        row_key: record.row_key.as_deref().map(Into::into),
+        deleted_key: record.deleted_key.as_deref().map(Into::into),
+        floor: Some(v1::Floor { lsn: record.floor.lsn, ts: record.floor.ts }),
+        head: record.head.as_ref().map(version_out),
+        prev: record.before_delete.as_ref().map(version_out),
+        stamp: record.stamp,
+        modified_by: record.modified_by.as_deref().map(Into::into),
+        fields: fields.collect(),
+        status_hash: record.status_hash,
+        system_hash: record.system_hash,
+    }
+    .encode_to_vec()
+}
+
+/// The record that `home` holds; `None` where the bytes are not in this version's form: then Postgres is asked.
+pub fn decode(bytes: &[u8], home: PositionId) -> Option<Record> {
+    use v1::field::Value as In;
+    let stored = v1::Record::decode(bytes).ok()?;
+    if stored.format != FORMAT {
+        return None;
+    }
+    let mut image = Vec::with_capacity(stored.fields.len());
+    for field in stored.fields {
+        let value = match field.value? {
+            In::Null(_) => Value::Null,
+            In::Unknown(_) => Value::Unknown,
+            In::Text(text) => Value::Text(text.into()),
+        };
+        image.push((i16::try_from(field.no).ok()?, value));
+    }
+    let floor = stored.floor.unwrap_or_default();
+    Some(Record {
+        rid: stored.rid,
+        home: Some(home),
+        row_key: stored.row_key.map(Into::into),
+        deleted_key: stored.deleted_key.map(Into::into),
+        floor: Floor { lsn: floor.lsn, ts: floor.ts },
+        head: stored.head.map(version_in).map_or(Some(None), |version| version.map(Some))?,
+        before_delete: stored.prev.map(version_in).map_or(Some(None), |version| version.map(Some))?,
+        stamp: stored.stamp,
+        modified_by: stored.modified_by.map(Into::into),
+        image: Image::new(image),
+        status_hash: stored.status_hash,
+        system_hash: stored.system_hash,
+    })
+}

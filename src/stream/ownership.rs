@@ -1,0 +1,216 @@
+//! Who may read a partition: asked by the group member, decided by Postgres.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use metrics::counter;
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+use super::group::{Command, InboxCell};
+use super::images::Images;
+use super::task::Task;
+use crate::core::recovery::{self, Facts, LocalMark, Plan};
+use crate::kafka::{KafkaError, Metadata, Ownership, TopicPartition};
+use crate::postgres::claim::{Claim, Claimant, Wanted, claim};
+use crate::postgres::client::SinkSettings;
+use crate::postgres::commit::invalidated_since;
+use crate::telemetry::metrics as names;
+
+/// A claim as a whole takes at most this long; what did not come in time is asked for again.
+const CLAIM_TIME: Duration = Duration::from_secs(8);
+/// A revocation waits this long for its group.
+const REVOKE_TIME: Duration = Duration::from_secs(2);
+/// Broker questions within a claim.
+const BROKER_TIME: Duration = Duration::from_secs(4);
+
+/// One topic as the callbacks know it.
+pub struct TopicSide {
+    /// Its source row.
+    pub source_id: i16,
+    /// Asks to its group.
+    pub commands: mpsc::Sender<Command>,
+    /// Its inbox, to wake the group.
+    pub inbox: InboxCell,
+}
+
+/// See the module.
+pub struct Claims {
+    /// Topics by name.
+    pub topics: HashMap<Arc<str>, TopicSide>,
+    /// Sink.
+    pub sink: SinkSettings,
+    /// Which one.
+    pub sink_id: Uuid,
+    /// We.
+    pub claimant: Claimant,
+    /// Local records.
+    pub images: Images,
+    /// Broker questions.
+    pub metadata: Metadata,
+    /// For database calls from the consumer's thread.
+    pub runtime: Handle,
+    /// Where a fatal client error goes.
+    pub failed: Mutex<Option<tokio::sync::oneshot::Sender<KafkaError>>>,
+}
+
+impl Claims {
+    fn claim_all(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, i64)>, String> {
+        let watermarks =
+            self.metadata.watermarks(partitions, BROKER_TIME).map_err(|error| error.to_string())?;
+        let mut wanted = Vec::with_capacity(watermarks.len());
+        for (of, marks) in &watermarks {
+            let Some(side) = self.topics.get(&of.topic) else { continue };
+            wanted.push(Wanted {
+                source_id: side.source_id,
+                partition: of.partition,
+                earliest: marks.low,
+                end: marks.high,
+            });
+        }
+        let claimed = self
+            .runtime
+            .block_on(async { tokio::time::timeout(CLAIM_TIME, claim(&self.sink, &self.claimant, &wanted)).await });
+        let (claims, halted) =
+            claimed.map_err(|_| "the sink does not answer".to_string())?.map_err(|error| error.to_string())?;
+        for one in halted {
+            tracing::error!(topic = self.topic_of(one.source_id).map(|t| t.to_string()), partition = one.partition, reason = %one.reason, "halted");
+        }
+        let mut tasks: BTreeMap<Arc<str>, Vec<Task>> = BTreeMap::new();
+        let mut starts = Vec::with_capacity(claims.len());
+        for claim in &claims {
+            let Some(topic) = self.topic_of(claim.source_id) else { continue };
+            let of = TopicPartition::new(Arc::clone(&topic), claim.partition);
+            let earliest = watermarks.iter().find(|(one, _)| *one == of).map_or(0, |(_, marks)| marks.low);
+            if let Some((from, to)) = claim.gap {
+                counter!(names::GAPS_TOTAL).increment(1);
+                tracing::error!(topic = %topic, partition = claim.partition, from, to, "gap: offsets were gone before they were read");
+            }
+            let start = self.prepare_store(claim, earliest)?;
+            tasks.entry(topic).or_default().push(Task::new(claim, start));
+            starts.push((of, start));
+        }
+        for (topic, tasks) in tasks {
+            if let Some(side) = self.topics.get(&topic) {
+                let _ = side.commands.send(Command::Assigned(tasks));
+                side.wake();
+            }
+        }
+        Ok(starts)
+    }
+
+    fn topic_of(&self, source_id: i16) -> Option<Arc<str>> {
+        self.topics.iter().find(|(_, side)| side.source_id == source_id).map(|(topic, _)| Arc::clone(topic))
+    }
+
+    /// Decides what the local records of a position are still worth (D13, D14); returns where reading starts.
+    fn prepare_store(&self, claim: &Claim, earliest: i64) -> Result<i64, String> {
+        let store = self.images.store();
+        let id = afterimage_state::PositionId(claim.position_id);
+        let failed = |error: &dyn std::fmt::Display| format!("image store: {error}");
+        let mark = store.mark(id).map_err(|error| failed(&error))?;
+        let local = mark.as_ref().map(|mark| LocalMark {
+            sink_id: mark.sink_id,
+            epoch: mark.epoch,
+            token: mark.token,
+            next: mark.next,
+            inval_seq: mark.inval_seq,
+        });
+        let facts = Facts {
+            sink_id: self.sink_id.into_bytes(),
+            next: claim.next,
+            inval_seq: claim.inval_seq,
+            oldest_inval_seq: claim.oldest_inval_seq,
+            claims: claim
+                .claims
+                .iter()
+                .map(|row| recovery::ClaimFact {
+                    epoch: row.epoch,
+                    token: row.token.into_bytes(),
+                    from_next: row.from_next,
+                })
+                .collect(),
+            log_start: earliest,
+        };
+        let plan = recovery::plan(local.as_ref(), &facts);
+        tracing::debug!(position = claim.position_id, ?plan, "image store");
+        let start = match plan {
+            Plan::Use => claim.next,
+            Plan::CatchUp { from, .. } => from,
+            Plan::Clear(reason) => {
+                if mark.is_some() {
+                    tracing::info!(position = claim.position_id, %reason, "the local records of a position are dropped");
+                }
+                store.clear(id).map_err(|error| failed(&error))?;
+                return Ok(claim.next);
+            }
+        };
+        let known = local.map_or(0, |mark| mark.inval_seq);
+        if known < claim.inval_seq {
+            let gone = self.runtime.block_on(async {
+                let client = self.sink.connect().await.map_err(|error| error.to_string())?;
+                invalidated_since(&client, &[(claim.position_id, known)])
+                    .await
+                    .map_err(|error| crate::postgres::client::describe(&error))
+            })?;
+            self.images.apply(0, &[], &gone, []).map_err(|error| failed(&error))?;
+        }
+        Ok(start)
+    }
+}
+
+impl TopicSide {
+    fn wake(&self) {
+        if let Some(inbox) = self.inbox.get() {
+            inbox.wake();
+        }
+    }
+}
+
+impl Ownership for Claims {
+    fn claim(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {
+        counter!(names::REBALANCES_TOTAL, "kind" => "assigned").increment(1);
+        match self.claim_all(partitions) {
+            Ok(starts) => starts,
+            Err(reason) => {
+                tracing::warn!(%reason, partitions = partitions.len(), "partitions not claimed; trying again");
+                Vec::new()
+            }
+        }
+    }
+
+    fn revoked(&self, partitions: &[TopicPartition], lost: bool) {
+        counter!(names::REBALANCES_TOTAL, "kind" => if lost { "lost" } else { "revoked" }).increment(1);
+        let mut by_topic: BTreeMap<Arc<str>, Vec<i32>> = BTreeMap::new();
+        for of in partitions {
+            by_topic.entry(Arc::clone(&of.topic)).or_default().push(of.partition);
+        }
+        let mut answers = Vec::new();
+        for (topic, partitions) in by_topic {
+            let Some(side) = self.topics.get(&topic) else { continue };
+            let (done, answer) = mpsc::sync_channel(1);
+            if side.commands.send(Command::Revoked { partitions, lost, done }).is_ok() {
+                side.wake();
+                answers.push(answer);
+            }
+        }
+        if lost {
+            return;
+        }
+        let until = std::time::Instant::now() + REVOKE_TIME;
+        for answer in answers {
+            if answer.recv_timeout(until.saturating_duration_since(std::time::Instant::now())).is_err() {
+                // What it still has in flight meets a higher epoch.
+                tracing::warn!("a topic did not let its partitions go in time");
+            }
+        }
+    }
+
+    fn failed(&self, error: &KafkaError) {
+        if let Some(failed) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = failed.send(error.clone());
+        }
+    }
+}
