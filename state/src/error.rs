@@ -1,0 +1,97 @@
+//! What can go wrong, named by what the caller can do about it.
+
+use std::path::{Path, PathBuf};
+
+use afterimage_proto::{Mark, WireError};
+
+use crate::PositionId;
+
+/// Why the store refused.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another process, or another `Store` in this one, has the directory open. Choose another directory, or
+    /// wait until that process is gone: the lock goes with it, also after kill -9.
+    #[error("{} is in use by another process", .0.display())]
+    Locked(PathBuf),
+    /// Written by a later release. Run that release, or [`wipe`](crate::wipe): nothing is lost but time.
+    #[error("{} has format {found}, this release knows {known}", path.display())]
+    Format {
+        /// The file or directory that says so.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+        /// The greatest format known here.
+        known: u32,
+    },
+    /// The files contradict themselves or lack a part. [`wipe`](crate::wipe) and open again: everything in the
+    /// store can be had from the sink.
+    #[error("{} is corrupted: {detail}", path.display())]
+    Corrupted {
+        /// The store's directory, or the file in it.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A mark that doesn't follow from the stored one: another sink, a lower epoch, the same epoch under
+    /// another token, or a smaller `next` or `inval_seq`. Nothing was written. A position goes back only
+    /// through [`clear`](crate::Store::clear).
+    #[error("mark {offered:?} does not follow {stored:?}")]
+    Rewound {
+        /// The mark in the store.
+        stored: Mark,
+        /// The mark in the batch.
+        offered: Mark,
+    },
+    /// Records for a position that has no mark, neither in the store nor in the batch: nobody could ever say
+    /// what they are worth. Nothing was written.
+    #[error("position {0} has no mark to go with its records")]
+    Unmarked(PositionId),
+    /// An earlier write failed, so memory and disk may differ. Drop the store and open it again: what was
+    /// written whole is there.
+    #[error("poisoned by an earlier failed write: {0}")]
+    Poisoned(String),
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// RocksDB refused (disk full, too many open files, …).
+    #[error("{operation} in {}: {detail}", path.display())]
+    Engine {
+        /// What was being done.
+        operation: &'static str,
+        /// The store's directory.
+        path: PathBuf,
+        /// What RocksDB said.
+        detail: String,
+    },
+}
+
+impl StateError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> StateError + '_ {
+        move |source| StateError::Io { path: path.to_owned(), source }
+    }
+
+    /// Damage and everything else are told apart by RocksDB's own word for it.
+    pub(crate) fn engine(operation: &'static str, path: &Path, error: rocksdb::Error) -> StateError {
+        let (path, kind) = (path.to_owned(), error.kind());
+        let detail = error.into_string();
+        // A file that should be there is damage too, though RocksDB calls it an I/O error: a full disk or a
+        // missing permission must stay apart from it, since wiping doesn't mend those.
+        if kind == rocksdb::ErrorKind::Corruption || detail.contains("No such file or directory") {
+            StateError::Corrupted { path, detail }
+        } else {
+            StateError::Engine { operation, path, detail }
+        }
+    }
+
+    pub(crate) fn wire(path: &Path, error: WireError) -> StateError {
+        match error {
+            WireError::Future { found, known, .. } => StateError::Format { path: path.to_owned(), found, known },
+            other => StateError::Corrupted { path: path.to_owned(), detail: other.to_string() },
+        }
+    }
+}
