@@ -193,6 +193,12 @@ impl Inbox {
         lock(&self.slots).slots.iter().find(|slot| slot.partition == partition).map(|slot| slot.progress)
     }
 
+    /// How many messages (and marks) of the partition librdkafka has fetched that were not drained; `None` if it is not
+    /// assigned.
+    pub fn queued(&self, partition: i32) -> Option<usize> {
+        lock(&self.slots).slots.iter().find(|slot| slot.partition == partition).map(|slot| slot.queue.len())
+    }
+
     fn take(
         &self,
         into: &mut Vec<Message>,

@@ -90,6 +90,12 @@ impl PartitionQueue {
         max
     }
 
+    /// Entries in the queue.
+    pub(super) fn len(&self) -> usize {
+        // SAFETY: `queue` is valid.
+        unsafe { rd::rd_kafka_queue_length(self.queue.as_ptr()) }
+    }
+
     /// Drops what is left in the queue of a partition that is no longer assigned: the memory would stay taken.
     pub(super) fn purge(&mut self) {
         while self.poll(1000, |_| {}) > 0 {}
