@@ -1,0 +1,255 @@
+//! The schema of the sink: numbered SQL files in the binary, applied once each, never edited afterwards.
+//!
+//! Each file is one transaction under one advisory lock, so two runs at once, or a run beside workers, are safe.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, GenericClient};
+use uuid::Uuid;
+
+/// One file of SQL.
+struct Migration {
+    number: i32,
+    name: &'static str,
+    sql: &'static str,
+}
+
+macro_rules! migrations {
+    ($($number:literal $name:literal),+ $(,)?) => {
+        &[$(Migration {
+            number: $number,
+            name: $name,
+            sql: include_str!(concat!("migrations/", $name, ".sql")),
+        }),+]
+    };
+}
+
+const MIGRATIONS: &[Migration] = migrations![
+    1 "0001_tables",
+    2 "0002_functions",
+    3 "0003_history",
+    4 "0004_commit",
+    5 "0005_views",
+    6 "0006_object_views",
+];
+
+/// The schema version that this binary works with: the number of its last migration.
+pub const SCHEMA_VERSION: i32 = MIGRATIONS[MIGRATIONS.len() - 1].number;
+
+/// `server_version_num` of PostgreSQL 14: SQL-standard function bodies, infinite numerics.
+const OLDEST_SERVER: i32 = 140_000;
+
+/// Serialises migrations; a number of our own, the same in every version of afterimage ("aftermig").
+const LOCK: i64 = 0x6166_7465_726d_6967;
+
+/// What a run of [`migrate`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Numbers and names of the migrations that this run applied, in order; empty = nothing was to do.
+    pub applied: Vec<(i32, String)>,
+    /// The schema version now.
+    pub version: i32,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (_, name) in &self.applied {
+            writeln!(f, "applied {name}")?;
+        }
+        write!(f, "the sink is at schema {}", self.version)
+    }
+}
+
+/// Which sink this is, and its schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchemaVersion {
+    /// Number of the last migration applied.
+    pub version: i32,
+    /// Made with the sink; tells it apart from every other, and from what a local store remembers.
+    pub sink_id: Uuid,
+    /// `pg_control_system().system_identifier` of the cluster in which the sink was made, if it could be read.
+    pub system_identifier: Option<i64>,
+}
+
+/// Why the schema is not, or cannot be made, what this binary needs.
+#[derive(Debug, Error)]
+pub enum MigrateError {
+    /// No schema, or an older one.
+    #[error("{} (this binary needs schema {needed}): run `afterimage migrate`", match found {
+        Some(found) => format!("the sink is at schema {found}"),
+        None => "the database has no afterimage schema".to_owned(),
+    })]
+    TooOld {
+        /// The sink's version; none = never migrated.
+        found: Option<i32>,
+        /// This binary's.
+        needed: i32,
+    },
+    /// A newer afterimage has been here.
+    #[error("this binary knows schema {known}, the sink is at {found}: upgrade afterimage")]
+    TooNew {
+        /// The sink's version.
+        found: i32,
+        /// This binary's.
+        known: i32,
+    },
+    /// A migration that was applied is not the one in this binary.
+    #[error(
+        "migration {name} was applied in another form than this binary has: \
+         it is not the afterimage that made this sink, or the table afterimage.migration was changed"
+    )]
+    Changed {
+        /// The migration's file name, without its ending.
+        name: String,
+    },
+    /// The payloads are UTF-8 and are read by `convert_from(…, 'UTF8')`.
+    #[error("the database's encoding is {0}, afterimage needs UTF8: create one with `TEMPLATE template0 ENCODING 'UTF8'`")]
+    Encoding(String),
+    /// Older than PostgreSQL 14.
+    #[error("the server is PostgreSQL {0}, afterimage needs 14 or later")]
+    Server(String),
+    /// A migration failed; it was rolled back, those before it stand.
+    #[error("migration {name} failed and was rolled back")]
+    Failed {
+        /// The migration's file name, without its ending.
+        name: &'static str,
+        /// What the server said.
+        source: tokio_postgres::Error,
+    },
+    /// Any other answer of the server.
+    #[error("the sink does not answer as expected")]
+    Postgres(#[from] tokio_postgres::Error),
+}
+
+/// Brings the schema up to this binary's version; nothing to do is no error.
+pub async fn migrate(client: &mut Client) -> Result<Report, MigrateError> {
+    apply(client, MIGRATIONS).await
+}
+
+/// Whether `run` can work with this schema as it is: neither too old nor too new.
+pub async fn check(client: &Client) -> Result<SchemaVersion, MigrateError> {
+    let too_old = |found| MigrateError::TooOld { found, needed: SCHEMA_VERSION };
+    if !has_table(client, "afterimage.meta").await? {
+        return Err(too_old(None));
+    }
+    let rows = client
+        .query_typed("select schema_version, sink_id, system_identifier from afterimage.meta", &[])
+        .await?;
+    let Some(row) = rows.first() else { return Err(too_old(None)) };
+    let schema =
+        SchemaVersion { version: row.try_get(0)?, sink_id: row.try_get(1)?, system_identifier: row.try_get(2)? };
+    match schema.version {
+        found if found < SCHEMA_VERSION => Err(too_old(Some(found))),
+        found if found > SCHEMA_VERSION => Err(MigrateError::TooNew { found, known: SCHEMA_VERSION }),
+        _ => Ok(schema),
+    }
+}
+
+async fn apply(client: &mut Client, migrations: &[Migration]) -> Result<Report, MigrateError> {
+    check_server(client).await?;
+    let known = migrations.last().map_or(0, |m| m.number);
+    let mut applied = Vec::new();
+
+    let tx = locked(client).await?;
+    if !has_table(&tx, "afterimage.migration").await? {
+        tx.batch_execute(
+            "create schema if not exists afterimage;
+             create table afterimage.migration (
+               number int primary key, name text not null, checksum bytea not null,
+               applied_at timestamptz not null default now());
+             comment on table afterimage.migration is
+               'Which numbered SQL files made this schema, with their SHA-256.';",
+        )
+        .await?;
+    }
+    tx.commit().await?;
+
+    for migration in migrations {
+        let tx = locked(client).await?;
+        // Asked under the lock, before each: another run may be at it, even one of a newer binary.
+        let found = highest(&tx).await?;
+        if found > known {
+            return Err(MigrateError::TooNew { found, known });
+        }
+        let checksum = Sha256::digest(migration.sql).to_vec();
+        let before = tx
+            .query_typed("select checksum from afterimage.migration where number = $1", &[(&migration.number, Type::INT4)])
+            .await?;
+        if let Some(row) = before.first() {
+            if row.try_get::<_, Vec<u8>>(0)? != checksum {
+                return Err(MigrateError::Changed { name: migration.name.to_owned() });
+            }
+            continue;
+        }
+        let failed = |source| MigrateError::Failed { name: migration.name, source };
+        // A worker may hold what a later migration alters: fail rather than queue everyone behind us.
+        tx.batch_execute("set local lock_timeout = '30s'").await?;
+        tx.batch_execute(migration.sql).await.map_err(failed)?;
+        tx.execute_typed(
+            "insert into afterimage.migration (number, name, checksum) values ($1, $2, $3)",
+            &[(&migration.number, Type::INT4), (&migration.name, Type::TEXT), (&checksum, Type::BYTEA)],
+        )
+        .await
+        .map_err(failed)?;
+        tx.execute_typed("update afterimage.meta set schema_version = $1", &[(&migration.number, Type::INT4)])
+            .await
+            .map_err(failed)?;
+        tx.commit().await.map_err(failed)?;
+        applied.push((migration.number, migration.name.to_owned()));
+    }
+    Ok(Report { applied, version: known })
+}
+
+/// A transaction that holds the lock of all migrations; dropped = rolled back.
+async fn locked(client: &mut Client) -> Result<tokio_postgres::Transaction<'_>, tokio_postgres::Error> {
+    let tx = client.transaction().await?;
+    tx.batch_execute("set local lock_timeout = 0; set local statement_timeout = 0").await?;
+    tx.query_typed("select pg_catalog.pg_advisory_xact_lock($1)", &[(&LOCK, Type::INT8)]).await?;
+    Ok(tx)
+}
+
+async fn highest(client: &impl GenericClient) -> Result<i32, tokio_postgres::Error> {
+    let rows = client.query_typed("select coalesce(max(number), 0) from afterimage.migration", &[]).await?;
+    rows.first().map_or(Ok(0), |row| row.try_get(0))
+}
+
+async fn has_table(client: &impl GenericClient, name: &str) -> Result<bool, tokio_postgres::Error> {
+    let rows =
+        client.query_typed("select pg_catalog.to_regclass($1) is not null", &[(&name, Type::TEXT)]).await?;
+    rows.first().map_or(Ok(false), |row| row.try_get(0))
+}
+
+async fn check_server(client: &Client) -> Result<(), MigrateError> {
+    let rows = client
+        .query_typed(
+            "select pg_catalog.current_setting('server_version_num')::int,
+                    pg_catalog.current_setting('server_version'),
+                    pg_catalog.current_setting('server_encoding')",
+            &[],
+        )
+        .await?;
+    let Some(row) = rows.first() else { return Ok(()) };
+    if row.try_get::<_, i32>(0)? < OLDEST_SERVER {
+        return Err(MigrateError::Server(row.try_get(1)?));
+    }
+    match row.try_get::<_, String>(2)? {
+        encoding if encoding == "UTF8" => Ok(()),
+        encoding => Err(MigrateError::Encoding(encoding)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn migrations_are_numbered_without_a_gap_and_named_by_their_number() {
+        for (i, migration) in MIGRATIONS.iter().enumerate() {
+            assert_eq!(migration.number, i as i32 + 1);
+            assert!(migration.name.starts_with(&format!("{:04}_", migration.number)), "{}", migration.name);
+        }
+    }
+}
