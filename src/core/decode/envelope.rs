@@ -1,0 +1,390 @@
+//! The first look at a message: what it is, when it happened, and where its parts lie.
+//!
+//! One pass over the payload, and none over the row: enough to merge partitions by source time. What is found is
+//! kept as byte ranges, so a message and its look can wait in a queue without borrowing from each other.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{DecodeError, Reason};
+use crate::core::event::{Lsn, Micros, Op};
+
+/// What a first look at a message tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peek {
+    /// Null bytes, the literal `null`, or a schema wrapper around null: the row of this key is gone. It follows a
+    /// delete and says nothing new.
+    Tombstone,
+    /// A row event; [`super::Decoder::decode`] reads the row.
+    Row(Envelope),
+    /// The table was emptied. It lies on one partition only, so it has no order against row events.
+    Truncate {
+        /// Source commit time, if present.
+        ts: Option<Micros>,
+        /// `source.lsn`, 0 if absent.
+        lsn: Lsn,
+    },
+    /// A message that is no row event and not meant to be one.
+    Ignored(Ignored),
+    /// Junk, with the reason.
+    Undecodable(DecodeError),
+}
+
+impl Peek {
+    /// Source commit time, for merging partitions; `None` where the message has none.
+    pub fn ts(&self) -> Option<Micros> {
+        match self {
+            Self::Row(envelope) => envelope.ts,
+            Self::Truncate { ts, .. } => *ts,
+            _ => None,
+        }
+    }
+
+    /// LSN, for merging partitions; 0 where the message has none.
+    pub fn lsn(&self) -> Lsn {
+        match self {
+            Self::Row(envelope) => envelope.lsn,
+            Self::Truncate { lsn, .. } => *lsn,
+            _ => 0,
+        }
+    }
+
+    /// Whether this is a delete (deletes go first among events of one time and LSN).
+    pub fn is_delete(&self) -> bool {
+        matches!(self, Self::Row(Envelope { op: Op::Delete, .. }))
+    }
+}
+
+/// A message that is consumed, counted and never an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ignored {
+    /// `op` `t`.
+    Truncate,
+    /// `op` `m`: a logical message.
+    Message,
+    /// A Debezium heartbeat.
+    Heartbeat,
+    /// A record of the transaction topic.
+    Transaction,
+}
+
+impl Ignored {
+    /// The word used in counters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Truncate => "truncate",
+            Self::Message => "message",
+            Self::Heartbeat => "heartbeat",
+            Self::Transaction => "transaction",
+        }
+    }
+}
+
+/// A row event as seen by the first look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Envelope {
+    /// What happened.
+    pub op: Op,
+    /// Source commit time: `source.ts_us`, else `ts_ns`, else `ts_ms`.
+    pub ts: Option<Micros>,
+    /// `source.lsn`, 0 if absent; always 0 for [`Op::Read`].
+    pub lsn: Lsn,
+    /// `source.txId`.
+    pub tx_id: Option<u64>,
+    pub(super) after: Option<Span>,
+    pub(super) before: Option<Span>,
+    pub(super) source: Span,
+    pub(super) schema: Option<Span>,
+}
+
+impl Envelope {
+    /// The names in `source`; `payload` must be the message that was looked at.
+    pub fn source(&self, payload: &[u8]) -> Option<Source> {
+        serde_json::from_str(self.source.text(payload)?).ok()
+    }
+}
+
+/// Where an event says it comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct Source {
+    /// Database name. Two of them under one org mean that two apps were mixed up.
+    pub db: Option<String>,
+    /// Schema name.
+    pub schema: Option<String>,
+    /// Table name.
+    pub table: Option<String>,
+    /// The connector's name, which is the topic prefix.
+    pub name: Option<String>,
+}
+
+/// A range of bytes in a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// Where `part`, a slice of `whole`, lies.
+    fn of(whole: &str, part: &str) -> Option<Self> {
+        let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
+        let end = start + part.len();
+        if end > whole.len() {
+            return None;
+        }
+        Some(Self { start: u32::try_from(start).ok()?, end: u32::try_from(end).ok()? })
+    }
+
+    /// The text in this range; `None` if `payload` is not the message that was looked at.
+    pub(super) fn text(self, payload: &[u8]) -> Option<&str> {
+        std::str::from_utf8(payload.get(self.start as usize..self.end as usize)?).ok()
+    }
+}
+
+/// Looks at a message. Never fails: junk is a finding too.
+pub fn peek(key: Option<&[u8]>, payload: Option<&[u8]>) -> Peek {
+    let Some(payload) = payload else { return Peek::Tombstone };
+    look(key, payload).unwrap_or_else(Peek::Undecodable)
+}
+
+fn look(key: Option<&[u8]>, payload: &[u8]) -> Result<Peek, DecodeError> {
+    if payload.is_empty() {
+        return Err(DecodeError::new(Reason::Empty, "the value has no bytes"));
+    }
+    let text = std::str::from_utf8(payload)
+        .map_err(|e| DecodeError::new(Reason::NotUtf8, format!("at byte {}", e.valid_up_to())))?;
+    let trimmed = text.trim_ascii();
+    if trimmed == "null" {
+        return Ok(Peek::Tombstone);
+    }
+    let wire: Wire<'_> = serde_json::from_str(trimmed).map_err(|e| not_an_envelope(&e))?;
+    let (wire, schema) = match wire {
+        Wire { op: None, payload: Found::Null, .. } => return Ok(Peek::Tombstone),
+        Wire { op: None, payload: Found::Some(inner), schema, .. } => (*inner, schema),
+        wire => (wire, None),
+    };
+    let Some(op) = wire.op.map(RawValue::get) else { return side_record(key, &wire) };
+    let op = match op {
+        "\"c\"" => Op::Create,
+        "\"u\"" => Op::Update,
+        "\"d\"" => Op::Delete,
+        "\"r\"" => Op::Read,
+        "\"m\"" => return Ok(Peek::Ignored(Ignored::Message)),
+        "\"t\"" => {
+            // Nothing depends on a truncate's source, so a broken one is not worth a dead letter.
+            let moment = wire.source.and_then(|s| moment(s.get()).ok()).unwrap_or_default();
+            return Ok(Peek::Truncate { ts: moment.ts, lsn: moment.lsn });
+        }
+        _ => return Err(DecodeError::new(Reason::UnknownOp, "op is none of c, u, d, r, t, m")),
+    };
+    let source = wire.source.ok_or_else(|| DecodeError::new(Reason::BadSource, "no source"))?;
+    let moment = moment(source.get()).map_err(|what| DecodeError::new(Reason::BadSource, what))?;
+    let object = |part: Option<&RawValue>, name: &str| match part {
+        Some(part) if part.get().starts_with('{') => Ok(Span::of(text, part.get())),
+        Some(_) => Err(DecodeError::new(Reason::BadRow, format!("{name} is not an object"))),
+        None => Ok(None),
+    };
+    let (after, before) =
+        if op == Op::Delete { (None, object(wire.before, "before")?) } else { (object(wire.after, "after")?, None) };
+    if op != Op::Delete && after.is_none() {
+        return Err(DecodeError::new(Reason::BadRow, "no after"));
+    }
+    Ok(Peek::Row(Envelope {
+        op,
+        ts: moment.ts,
+        lsn: if op == Op::Read { 0 } else { moment.lsn },
+        tx_id: moment.tx_id,
+        after,
+        before,
+        source: Span::of(text, source.get()).ok_or_else(|| DecodeError::new(Reason::BadSource, "no source"))?,
+        schema: schema.and_then(|s| Span::of(text, s.get())),
+    }))
+}
+
+fn not_an_envelope(error: &serde_json::Error) -> DecodeError {
+    let place = format!("line {} column {}", error.line(), error.column());
+    if error.is_data() {
+        DecodeError::new(Reason::NotAnEnvelope, place)
+    } else {
+        DecodeError::new(Reason::NotJson, place) // serde's own words could quote the message
+    }
+}
+
+/// A message without `op`: a heartbeat or transaction record only if it is clearly one.
+fn side_record(key: Option<&[u8]>, wire: &Wire<'_>) -> Result<Peek, DecodeError> {
+    if wire.after.is_none() && wire.before.is_none() && wire.source.is_none() {
+        let heartbeat = wire.ts_ms.is_some_and(|t| integer(t.get()).is_some()) && key.is_some_and(has_server_name);
+        if heartbeat {
+            return Ok(Peek::Ignored(Ignored::Heartbeat));
+        }
+        let transaction = matches!(wire.status.map(RawValue::get), Some("\"BEGIN\"" | "\"END\""))
+            && wire.id.is_some_and(|id| id.get().starts_with('"'));
+        if transaction {
+            return Ok(Peek::Ignored(Ignored::Transaction));
+        }
+    }
+    Err(DecodeError::new(Reason::NotAnEnvelope, "no op"))
+}
+
+fn has_server_name(key: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Key<'a> {
+        #[serde(rename = "serverName", borrow)]
+        server_name: Option<&'a RawValue>,
+        #[serde(borrow)]
+        payload: Option<&'a RawValue>,
+    }
+    let read = |text: &str| -> Option<bool> {
+        let key: Key<'_> = serde_json::from_str(text).ok()?;
+        match (key.server_name, key.payload) {
+            (Some(name), _) => Some(name.get().starts_with('"')),
+            (None, Some(inner)) => serde_json::from_str(inner.get()).ok().map(|key: Key<'_>| key.server_name.is_some()),
+            _ => None,
+        }
+    };
+    std::str::from_utf8(key).ok().and_then(read).unwrap_or(false)
+}
+
+#[derive(Default)]
+struct Moment {
+    ts: Option<Micros>,
+    lsn: Lsn,
+    tx_id: Option<u64>,
+}
+
+/// What `source` says of time and place. Absent and null are fine; a number that cannot be read is not: taking
+/// it for absent would silently change the order of events.
+fn moment(source: &str) -> Result<Moment, &'static str> {
+    #[derive(Deserialize)]
+    struct Wire<'a> {
+        #[serde(borrow)]
+        ts_ms: Option<&'a RawValue>,
+        #[serde(borrow)]
+        ts_us: Option<&'a RawValue>,
+        #[serde(borrow)]
+        ts_ns: Option<&'a RawValue>,
+        #[serde(borrow)]
+        lsn: Option<&'a RawValue>,
+        #[serde(borrow, rename = "txId")]
+        tx_id: Option<&'a RawValue>,
+        #[serde(borrow)]
+        table: Option<&'a RawValue>,
+    }
+    if !source.starts_with('{') {
+        return Err("source is not an object");
+    }
+    let wire: Wire<'_> = serde_json::from_str(source).map_err(|_| "source cannot be read")?;
+    if !wire.table.is_some_and(|t| t.get().starts_with('"') && t.get().len() > 2) {
+        return Err("source.table is missing or empty");
+    }
+    let number = |raw: Option<&RawValue>, what| raw.map(|r| integer(r.get()).ok_or(what)).transpose();
+    let unsigned = |raw, what| number(raw, what)?.map(|n| u64::try_from(n).map_err(|_| what)).transpose();
+    let ts = match (number(wire.ts_us, "source.ts_us is no number")?, number(wire.ts_ns, "source.ts_ns is no number")?)
+    {
+        (Some(us), _) => Some(us),
+        (None, Some(ns)) => Some(ns.div_euclid(1000)),
+        (None, None) => match number(wire.ts_ms, "source.ts_ms is no number")? {
+            Some(ms) => Some(ms.checked_mul(1000).ok_or("source.ts_ms is out of range")?),
+            None => None,
+        },
+    };
+    Ok(Moment {
+        ts,
+        lsn: unsigned(wire.lsn, "source.lsn is no number")?.unwrap_or(0),
+        tx_id: unsigned(wire.tx_id, "source.txId is no number")?,
+    })
+}
+
+/// A JSON integer, or the same as a string: documented samples have both.
+fn integer(token: &str) -> Option<i64> {
+    let token = token.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(token);
+    token.parse().ok()
+}
+
+/// A field that may be absent, null or there.
+enum Found<T> {
+    Absent,
+    Null,
+    Some(T),
+}
+
+/// Envelope and schema wrapper in one, as which of them a message is shows only while reading it.
+struct Wire<'a> {
+    schema: Option<&'a RawValue>,
+    payload: Found<Box<Wire<'a>>>,
+    before: Option<&'a RawValue>,
+    after: Option<&'a RawValue>,
+    source: Option<&'a RawValue>,
+    op: Option<&'a RawValue>,
+    ts_ms: Option<&'a RawValue>,
+    status: Option<&'a RawValue>,
+    id: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum Field {
+    Schema,
+    Payload,
+    Before,
+    After,
+    Source,
+    Op,
+    TsMs,
+    Status,
+    Id,
+    #[serde(other)]
+    Other,
+}
+
+// By hand: a derived one would also read arrays, field by field.
+impl<'de: 'a, 'a> Deserialize<'de> for Wire<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Wire<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Wire<'de>, A::Error> {
+                let mut wire = Wire {
+                    schema: None,
+                    payload: Found::Absent,
+                    before: None,
+                    after: None,
+                    source: None,
+                    op: None,
+                    ts_ms: None,
+                    status: None,
+                    id: None,
+                };
+                while let Some(field) = map.next_key()? {
+                    match field {
+                        Field::Schema => wire.schema = map.next_value()?,
+                        Field::Payload => {
+                            wire.payload = map.next_value::<Option<Box<Wire<'de>>>>()?.map_or(Found::Null, Found::Some)
+                        }
+                        Field::Before => wire.before = map.next_value()?,
+                        Field::After => wire.after = map.next_value()?,
+                        Field::Source => wire.source = map.next_value()?,
+                        Field::Op => wire.op = map.next_value()?,
+                        Field::TsMs => wire.ts_ms = map.next_value()?,
+                        Field::Status => wire.status = map.next_value()?,
+                        Field::Id => wire.id = map.next_value()?,
+                        Field::Other => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(wire)
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}
