@@ -1,1 +1,58 @@
-//! cli
+//! The command line: parse, load the configuration, start telemetry, hand over to the verb.
+//!
+//! Nothing here decides anything about data. Errors come out in one form (see [`failure`]), exit codes
+//! are those of [`Exit`], results go to stdout and everything else to stderr.
+
+mod args;
+mod failure;
+mod print;
+mod verbs;
+
+pub use args::{Cli, Command, ConfigCommand, DemoArgs, GlobalArgs, MigrateArgs, RunArgs};
+pub use failure::{Exit, Failure};
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::config::{Config, Sources};
+
+/// The program: parses the process's arguments and runs the verb.
+pub fn main() -> ExitCode {
+    // clap prints help and usage errors itself, and exits with 0 and 2.
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(()) => Exit::Ok.into(),
+        Err(failure) => {
+            eprint!("{failure}");
+            failure.exit.into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Completions { shell } => print::completions(shell),
+        Command::Config { command: ConfigCommand::Show { json } } => print::config(&load(&cli.global)?, json),
+        Command::Run(args) => {
+            let config = load(&cli.global)?;
+            // Both before anything is started, so that a missing setting is an error of usage.
+            config.kafka()?;
+            config.postgres()?;
+            verbs::run(config, args)
+        }
+        Command::Migrate(args) => {
+            let config = load(&cli.global)?;
+            config.postgres()?;
+            verbs::migrate(config, args)
+        }
+        Command::Demo(args) => verbs::demo(&cli.global, args),
+    }
+}
+
+/// The effective configuration of this process.
+fn load(global: &GlobalArgs) -> Result<Config, Failure> {
+    let mut sources = Sources::from_process();
+    global.apply(&mut sources)?;
+    Ok(Config::load(&sources)?)
+}

@@ -1,0 +1,213 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use super::failure::Failure;
+use crate::config::{ConfigError, Sources};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, or stopped in order (SIGTERM included)
+  1  something outside failed: broker, database, disk
+  2  wrong usage or configuration
+  3  the sink's schema is missing, too old or too new: afterimage migrate
+  4  halted on purpose: going on could lose or mix history
+
+Configuration: flag > AFTERIMAGE_* variable > Heroku's variables > file > default.
+`afterimage config show` prints every key with its value and where it came from.";
+
+/// Field-level history of every record behind Heroku Connect, exactly once, in Postgres.
+#[derive(Debug, Parser)]
+#[command(name = "afterimage", version, about, after_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// Flags of every verb.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// The verb.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every verb; each sets a configuration key and wins over all other sources.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GlobalArgs {
+    /// Configuration file [default: $AFTERIMAGE_CONFIG, else ./afterimage.toml if it exists]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Configuration")]
+    pub config: Option<PathBuf>,
+    /// Sink database: postgres://… (a password typed here shows in `ps`; better DATABASE_URL or the file)
+    #[arg(long, global = true, value_name = "URL", help_heading = "Configuration")]
+    pub url: Option<String>,
+    /// Kafka brokers: host:port,… or kafka+ssl://…
+    #[arg(long, global = true, value_name = "LIST", help_heading = "Configuration")]
+    pub brokers: Option<String>,
+    /// Consumer group
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Configuration")]
+    pub group: Option<String>,
+    /// Directory of the image store
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Configuration")]
+    pub state_dir: Option<String>,
+    /// Where to serve /metrics: address:port, port 0 for a free one, or off
+    #[arg(long, global = true, value_name = "ADDR", help_heading = "Configuration")]
+    pub metrics_listen: Option<String>,
+    /// This process's name in claims and logs
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Configuration")]
+    pub worker: Option<String>,
+    /// text or json
+    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Configuration")]
+    pub log_format: Option<String>,
+    /// error, warn, info, debug, trace, or target=level pairs
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Configuration")]
+    pub log_level: Option<String>,
+    /// Any other key, for example --set commit.linger=50ms
+    #[arg(long, global = true, value_name = "KEY=VALUE", help_heading = "Configuration")]
+    pub set: Vec<String>,
+}
+
+impl GlobalArgs {
+    /// Puts the flags into the sources of a configuration.
+    pub fn apply(&self, sources: &mut Sources) -> Result<(), Failure> {
+        if let Some(file) = &self.config {
+            sources.file = Some(file.clone());
+        }
+        for pair in &self.set {
+            // Not quoted where it is no key: what was pasted may hold a password.
+            let key = |path: &str| path.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+            let Some((path, value)) = pair.split_once('=').filter(|(path, _)| key(path)) else {
+                let next = "write for example --set commit.linger=50ms";
+                return Err(ConfigError::one("--set", "it is not KEY=VALUE", next).into());
+            };
+            sources.flag(&format!("--set {path}"), path, value);
+        }
+        // After --set: a flag of its own is the more deliberate of the two.
+        for (flag, path, value) in [
+            ("--url", "postgres.url", &self.url),
+            ("--brokers", "kafka.brokers", &self.brokers),
+            ("--group", "kafka.group", &self.group),
+            ("--state-dir", "state.dir", &self.state_dir),
+            ("--metrics-listen", "metrics.listen", &self.metrics_listen),
+            ("--worker", "worker.name", &self.worker),
+            ("--log-format", "log.format", &self.log_format),
+            ("--log-level", "log.level", &self.log_level),
+        ] {
+            if let Some(value) = value {
+                sources.flag(flag, path, value.as_str());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The processor: topics in, deltas and positions out. Scale by starting more.
+    #[command(after_help = "\
+Examples:
+  afterimage run                                     everything from Heroku's own variables
+  afterimage run --config /etc/afterimage.toml
+  afterimage run --brokers 127.0.0.1:9092 --url postgres://me@localhost/history
+
+It stops on SIGTERM or Ctrl-C: finishes the batch in hand, commits, leaves the group, exits with 0.
+The sink needs its schema first: afterimage migrate.")]
+    Run(RunArgs),
+    /// Create or upgrade the sink's schema. Idempotent, and safe beside running workers.
+    #[command(after_help = "\
+Examples:
+  afterimage migrate                                 the database of DATABASE_URL
+  afterimage migrate --url postgres://me@localhost/history --json")]
+    Migrate(MigrateArgs),
+    /// Everything on this machine, nothing to configure, nothing left behind.
+    #[command(after_help = "\
+Examples:
+  afterimage demo
+  afterimage demo --events 20000 --seed 7
+  afterimage demo --keep                             stays up until Ctrl-C, to look around with psql")]
+    Demo(DemoArgs),
+    /// The effective configuration.
+    Config {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Print a completion script for a shell.
+    #[command(after_help = "\
+Examples:
+  afterimage completions bash > ~/.local/share/bash-completion/completions/afterimage
+  afterimage completions zsh > \"${fpath[1]}/_afterimage\"")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// Flags of `run`: all its settings are configuration.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {}
+
+/// Flags of `migrate`.
+#[derive(Debug, Clone, Args)]
+pub struct MigrateArgs {
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// How many events the simulated orgs make
+    #[arg(long, default_value_t = 60_000, value_name = "N")]
+    pub events: u64,
+    /// Seed of the simulation: the same seed makes the same events
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub seed: u64,
+    /// Simulated orgs
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2), value_name = "N")]
+    pub orgs: u8,
+    /// Worker processes
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2), value_name = "N")]
+    pub workers: u8,
+    /// Leave it running until Ctrl-C
+    #[arg(long)]
+    pub keep: bool,
+    /// Print the closing report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Verbs of `config`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print every key with its value and where it came from, secrets masked.
+    #[command(after_help = "\
+Examples:
+  afterimage config show
+  AFTERIMAGE_COMMIT__LINGER=50ms afterimage config show --json")]
+    Show {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_may_stand_before_and_after_the_verb() {
+        for line in [["afterimage", "--url", "u", "run"], ["afterimage", "run", "--url", "u"]] {
+            assert_eq!(Cli::try_parse_from(line).expect("parses").global.url.as_deref(), Some("u"));
+        }
+    }
+}

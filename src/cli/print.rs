@@ -1,0 +1,36 @@
+//! Verbs that only print.
+
+use std::io::Write;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use super::args::Cli;
+use super::failure::{Exit, Failure};
+use crate::config::Config;
+
+/// Writes to stdout. A reader that has seen enough (`| head`) is not a failure.
+pub(super) fn stdout(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Failed, "stdout", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `config show`.
+pub(super) fn config(config: &Config, json: bool) -> Result<(), Failure> {
+    for warning in &config.warnings {
+        eprintln!("afterimage: warning: {warning}");
+    }
+    if json { stdout(&format!("{:#}\n", config.shown().json())) } else { stdout(&config.shown().toml()) }
+}
+
+/// `completions`.
+pub(super) fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "afterimage", &mut script);
+    stdout(&String::from_utf8_lossy(&script))
+}

@@ -1,0 +1,70 @@
+//! The verbs that do work: telemetry and a runtime around a call into the module that does it.
+
+use super::args::{DemoArgs, GlobalArgs, MigrateArgs, RunArgs};
+use super::failure::{Exit, Failure};
+use crate::config::{Config, LogFormat, LogSettings};
+use crate::telemetry;
+
+/// `run`.
+pub(super) fn run(config: Config, _args: RunArgs) -> Result<(), Failure> {
+    install_logs(&config.log)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    // Held until the end: dropping it closes the port.
+    let _metrics = telemetry::install(config.metrics.listen)
+        .map_err(|error| Failure::new(Exit::Failed, "metrics", &error).next(error.next()))?;
+    tracing::info!(worker = %config.worker.name, version = env!("CARGO_PKG_VERSION"), "afterimage starts");
+    runtime()?.block_on(seam::run(config))
+}
+
+/// `migrate`.
+pub(super) fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> {
+    install_logs(&config.log)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    runtime()?.block_on(seam::migrate(config, args))
+}
+
+/// `demo`. It makes its own configuration; of the global flags only those of the log matter.
+pub(super) fn demo(global: &GlobalArgs, args: DemoArgs) -> Result<(), Failure> {
+    let format = match global.log_format.as_deref() {
+        Some("json") => LogFormat::Json,
+        _ => LogFormat::Text,
+    };
+    install_logs(&LogSettings { format, level: global.log_level.clone().unwrap_or_else(|| "warn".to_owned()) })?;
+    runtime()?.block_on(seam::demo(args))
+}
+
+fn install_logs(settings: &LogSettings) -> Result<(), Failure> {
+    telemetry::install_logs(settings).map_err(|error| Failure::new(Exit::Usage, "logs", error))
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failed, "the runtime can't be started", error))
+}
+
+/// SEAM: the only calls from the command line into the processor, the schema and the demo. To wire one,
+/// replace its body; map errors with `Failure::of`, or `Failure::new(Exit::Schema | Exit::Halted, …)`.
+mod seam {
+    use super::{Config, DemoArgs, Exit, Failure, MigrateArgs};
+
+    /// → `crate::stream::run(config).await`
+    pub(super) async fn run(_config: Config) -> Result<(), Failure> {
+        Err(Failure::new(Exit::Failed, "run", "not wired yet"))
+    }
+
+    /// → connect as the owner, `crate::postgres::migrate::migrate(&mut client).await`, print the result
+    pub(super) async fn migrate(_config: Config, _args: MigrateArgs) -> Result<(), Failure> {
+        Err(Failure::new(Exit::Failed, "migrate", "not wired yet"))
+    }
+
+    /// → `crate::demo::run(options, …).await`
+    pub(super) async fn demo(_args: DemoArgs) -> Result<(), Failure> {
+        Err(Failure::new(Exit::Failed, "demo", "not wired yet"))
+    }
+}

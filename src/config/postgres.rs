@@ -1,0 +1,345 @@
+//! The sink's settings, and how well its connection is protected.
+//!
+//! TLS is verified unless there is a reason not to. `sslmode` decides, and where nothing sets it:
+//! - this machine (a socket or a loopback address): `prefer`, there is no wire to listen on;
+//! - a CA file is configured: `verify-full`;
+//! - Heroku's own variable on a dyno: `require`. Heroku's default certificates can't be verified publicly,
+//!   and Heroku documents `require`; with its Enhanced Certificates set `verify-full`;
+//! - any other host: `verify-full`.
+
+use std::path::PathBuf;
+
+use super::secret::{MASK, Secret};
+
+/// How the connection to Postgres is encrypted and whether the server is verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SslMode {
+    /// Plain text.
+    Disable,
+    /// Encrypted if the server can, not verified.
+    Prefer,
+    /// Encrypted, not verified: safe from listeners, not from a server in the middle.
+    Require,
+    /// Encrypted; the certificate and the host name are verified.
+    VerifyFull,
+}
+
+impl SslMode {
+    /// The spelling in configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::VerifyFull => "verify-full",
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        [Self::Disable, Self::Prefer, Self::Require, Self::VerifyFull]
+            .into_iter()
+            .find(|mode| mode.as_str() == text)
+            .ok_or_else(|| format!("`{text}` is not one of disable, prefer, require, verify-full"))
+    }
+}
+
+/// Whether a connection keeps its server session between transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolMode {
+    /// A direct connection, or a pooler in session mode: prepared statements may be named.
+    Session,
+    /// PgBouncer in transaction mode: unnamed statements only.
+    Transaction,
+}
+
+impl PoolMode {
+    /// The spelling in configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Transaction => "transaction",
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        [Self::Session, Self::Transaction]
+            .into_iter()
+            .find(|mode| mode.as_str() == text)
+            .ok_or_else(|| format!("`{text}` is not one of session, transaction"))
+    }
+}
+
+/// How to reach the sink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PostgresSettings {
+    /// The connection string without `sslmode` and `sslrootcert`, which are in the fields below
+    /// (the driver does not know `verify-full`).
+    pub url: Secret,
+    /// The same with the password masked, for messages.
+    pub shown: String,
+    /// The sink's name in the default group name.
+    pub name: String,
+    /// Encryption and verification; TLS itself is set up where the connection is made.
+    pub sslmode: SslMode,
+    /// CA file for [`SslMode::VerifyFull`]; `None` = the system's CAs.
+    pub ca: Option<PathBuf>,
+    /// Named or unnamed statements.
+    pub pool_mode: PoolMode,
+}
+
+/// What a connection string says, taken apart without a driver.
+#[derive(Debug, Default)]
+pub(super) struct Dsn {
+    /// Without `sslmode` and `sslrootcert`.
+    pub text: String,
+    pub database: Option<String>,
+    pub sslmode: Option<String>,
+    pub ca: Option<String>,
+    /// Every host is a socket directory or a loopback name.
+    pub local: bool,
+}
+
+impl Dsn {
+    /// Takes a connection string apart. The reason never holds a part of it.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let text = text.trim();
+        match text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://")) {
+            Some(rest) => Self::url(&text[..text.len() - rest.len()], rest),
+            None if text.contains("://") => Err("its scheme is not postgres:// or postgresql://"),
+            None => Self::pairs(text),
+        }
+    }
+
+    fn url(scheme: &str, rest: &str) -> Result<Self, &'static str> {
+        let (address, query) = rest.split_once('?').map_or((rest, None), |(a, q)| (a, Some(q)));
+        // A raw `@`, `/` or `?` in a password moves everything behind it into the host; drivers then
+        // print it as one.
+        let (userinfo, place) = address.split_once('@').map_or((None, address), |(u, p)| (Some(u), p));
+        if place.contains('@') || query.is_some_and(|query| userinfo.is_none() && query.contains('@')) {
+            return Err("it holds more than one `@`: percent-encode those in the user name and password");
+        }
+        let (hosts, database) = place.split_once('/').map_or((place, ""), |(h, d)| (h, d));
+        if userinfo.is_some_and(|user| user.contains('/')) || database.contains('/') {
+            return Err("it holds a stray `/`: percent-encode those in the user name and password");
+        }
+        let mut dsn = Self { database: Some(percent_decode(database)).filter(|d| !d.is_empty()), ..Self::default() };
+        let mut local = Vec::new();
+        for host in hosts.split(',').filter(|host| !host.is_empty()) {
+            let name = match host.strip_prefix('[') {
+                Some(v6) => v6.split(']').next().unwrap_or_default(),
+                None => host.split(':').next().unwrap_or_default(),
+            };
+            local.push(is_local(&percent_decode(name)));
+        }
+        let mut kept = Vec::new();
+        for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if dsn.take(name, &percent_decode(value), &mut local) {
+                kept.push(pair);
+            }
+        }
+        dsn.local = local.iter().all(|local| *local);
+        dsn.text = format!("{scheme}{address}");
+        if !kept.is_empty() {
+            dsn.text.push('?');
+            dsn.text.push_str(&kept.join("&"));
+        }
+        Ok(dsn)
+    }
+
+    fn pairs(text: &str) -> Result<Self, &'static str> {
+        let mut dsn = Self::default();
+        let mut local = Vec::new();
+        for (name, value) in split_pairs(text).ok_or("it is neither a postgres:// URL nor key=value pairs")? {
+            if dsn.take(&name, &value, &mut local) {
+                let quoted = value.replace('\\', "\\\\").replace('\'', "\\'");
+                dsn.text.push_str(&format!("{}{name}='{quoted}'", if dsn.text.is_empty() { "" } else { " " }));
+            }
+        }
+        dsn.local = local.iter().all(|local| *local);
+        Ok(dsn)
+    }
+
+    /// Takes note of a parameter; false = it is not for the driver.
+    fn take(&mut self, name: &str, value: &str, local: &mut Vec<bool>) -> bool {
+        match name {
+            "sslmode" => self.sslmode = Some(value.to_owned()),
+            "sslrootcert" => self.ca = Some(value.to_owned()),
+            "host" | "hostaddr" => local.extend(value.split(',').map(is_local)),
+            "dbname" => self.database = Some(value.to_owned()),
+            _ => {}
+        }
+        !matches!(name, "sslmode" | "sslrootcert")
+    }
+}
+
+fn is_local(host: &str) -> bool {
+    host.is_empty()
+        || host.starts_with('/')
+        || host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// libpq's `name = value 'quoted value'` form.
+fn split_pairs(text: &str) -> Option<Vec<(String, String)>> {
+    let mut pairs = Vec::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let (name, after) = rest.split_once('=')?;
+        let name = name.trim_end();
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            return None;
+        }
+        let mut chars = after.trim_start().chars();
+        let mut value = String::new();
+        if let Some(quoted) = after.trim_start().strip_prefix('\'') {
+            chars = quoted.chars();
+            loop {
+                match chars.next()? {
+                    '\'' => break,
+                    '\\' => value.push(chars.next()?),
+                    c => value.push(c),
+                }
+            }
+        } else {
+            loop {
+                match chars.next() {
+                    None => break,
+                    Some(c) if c.is_whitespace() => break,
+                    Some('\\') => value.push(chars.next()?),
+                    Some(c) => value.push(c),
+                }
+            }
+        }
+        pairs.push((name.to_owned(), value));
+        rest = chars.as_str().trim_start();
+    }
+    (!pairs.is_empty()).then_some(pairs)
+}
+
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let hex = (*first == b'%').then(|| tail.get(..2)).flatten();
+        match hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A connection string with its password masked. Masks too much rather than too little: in a URL all
+/// between the user name and the last `@`, so a password with raw reserved characters is covered too;
+/// a string of unknown form entirely.
+pub fn masked_url(text: &str) -> String {
+    let text = text.trim();
+    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+        let start = text.find("://").map_or(0, |at| at + 3);
+        let (scheme, rest) = text.split_at(start);
+        let rest = match rest.rsplit_once('@') {
+            Some((userinfo, place)) => match userinfo.split_once(':') {
+                Some((user, _)) => format!("{user}:{MASK}@{place}"),
+                None => rest.to_owned(),
+            },
+            None => rest.to_owned(),
+        };
+        let (address, query) = rest.split_once('?').map_or((rest.as_str(), None), |(a, q)| (a, Some(q)));
+        let query = query.map(|query| {
+            let pairs = query.split('&').map(|pair| match pair.split_once('=') {
+                Some((name, _)) if percent_decode(name).to_ascii_lowercase().contains("pass") => {
+                    format!("{name}={MASK}")
+                }
+                _ => pair.to_owned(),
+            });
+            format!("?{}", pairs.collect::<Vec<_>>().join("&"))
+        });
+        return format!("{scheme}{address}{}", query.unwrap_or_default());
+    }
+    match split_pairs(text) {
+        Some(pairs) if !text.contains("://") => {
+            let shown = pairs.iter().map(|(name, value)| {
+                if name.to_ascii_lowercase().contains("pass") {
+                    format!("{name}={MASK}")
+                } else {
+                    format!("{name}={value}")
+                }
+            });
+            shown.collect::<Vec<_>>().join(" ")
+        }
+        _ => MASK.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_string_is_taken_apart() {
+        let table = [
+            // (string, database, local, text for the driver)
+            ("postgres://u:p@db.example.com:5432/d1", Some("d1"), false, "postgres://u:p@db.example.com:5432/d1"),
+            ("postgresql://u@127.0.0.1/d", Some("d"), true, "postgresql://u@127.0.0.1/d"),
+            ("postgres://u@[::1]:5433/d?sslmode=disable", Some("d"), true, "postgres://u@[::1]:5433/d"),
+            ("postgres://u@localhost,db.example.com/d", Some("d"), false, "postgres://u@localhost,db.example.com/d"),
+            ("postgres://u@%2Fvar%2Frun/d", Some("d"), true, "postgres://u@%2Fvar%2Frun/d"),
+            ("postgres:///d?host=/tmp&sslmode=prefer&port=1", Some("d"), true, "postgres:///d?host=/tmp&port=1"),
+            (
+                "postgres://u@localhost/d?hostaddr=10.0.0.1",
+                Some("d"),
+                false,
+                "postgres://u@localhost/d?hostaddr=10.0.0.1",
+            ),
+            (
+                "host=/tmp user=u dbname='my db' sslmode=disable",
+                Some("my db"),
+                true,
+                "host='/tmp' user='u' dbname='my db'",
+            ),
+            ("host = db.example.com password='it''s'", None, false, ""),
+        ];
+        for (string, database, local, text) in table {
+            if text.is_empty() {
+                assert!(Dsn::parse(string).is_err(), "{string}");
+                continue;
+            }
+            let dsn = Dsn::parse(string).expect(string);
+            assert_eq!((dsn.database.as_deref(), dsn.local, dsn.text.as_str()), (database, local, text), "{string}");
+        }
+    }
+
+    #[test]
+    fn an_unreadable_connection_string_is_refused_without_being_quoted() {
+        for string in
+            ["mysql://u:hunter2@h/d", "hunter2", "postgres://u:hun@ter2@h/d", "postgres://u:hun/ter2@h/d", "a='hunter2"]
+        {
+            let reason = Dsn::parse(string).expect_err(string);
+            assert!(!reason.contains("hunter2") && !reason.contains("ter2"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_masked_connection_string_holds_no_part_of_the_password() {
+        let table = [
+            ("postgres://u:hunter2@h:5432/d", "postgres://u:****@h:5432/d"),
+            ("postgres://u:hunter2@at@slash/hunter2@h/d?x=1", "postgres://u:****@h/d?x=1"),
+            ("postgres://h/d?user=u&password=hunter2", "postgres://h/d?user=u&password=****"),
+            ("postgres://h/d?p%61ssword=hunter2", "postgres://h/d?p%61ssword=****"),
+            ("postgres://h/d", "postgres://h/d"),
+            ("host=h password='hunter2 x' user=u", "host=h password=**** user=u"),
+            ("hunter2", "****"),
+            ("mysql://u:hunter2@h", "****"),
+        ];
+        for (string, shown) in table {
+            assert_eq!(masked_url(string), shown);
+        }
+    }
+}
