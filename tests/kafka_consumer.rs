@@ -178,7 +178,12 @@ fn topics(broker: &EmbeddedBroker, names: &[&str], partitions: i32) -> Vec<Arc<s
 }
 
 fn settings(broker: &EmbeddedBroker, group: &str) -> KafkaSettings {
-    KafkaSettings::new(broker.servers(), group)
+    let mut settings = KafkaSettings::new(broker.servers(), group);
+    // A member learns of a rebalance with its next heartbeat.
+    settings.extra.insert("heartbeat.interval.ms".into(), "100".into());
+    // The embedded broker takes the session time-out less one second for each step of a rebalance.
+    settings.session_timeout = Duration::from_millis(1_600);
+    settings
 }
 
 /// Writes `count` messages to each partition; the payload is the offset it should get.
@@ -393,7 +398,7 @@ fn a_queue_that_nobody_drains_stops_the_fetching_of_its_partition_only() {
     // Small message sets, as from a real broker: a fetch brings one set whatever its size.
     settings.extra.insert("batch.size".into(), "20000".into());
     let producer = Producer::connect(&settings).unwrap();
-    settings.extra.clear();
+    settings.extra.remove("batch.size");
     let (count, size) = (3_000, 1_000);
     for offset in 0..count {
         let text = format!("{offset:0size$}");

@@ -3,7 +3,9 @@
 //! It listens on a real port of 127.0.0.1, so other processes can use it, but it ends with the process that made
 //! it. What it is not: it keeps 5 MiB or 100,000 message sets per partition and **silently drops the oldest**, so a
 //! producer must be held back by its consumers; it has no compaction, no time index and no isolation of
-//! transactions, so it proves nothing about exactly-once against Kafka.
+//! transactions, so it proves nothing about exactly-once against Kafka. Each step of a rebalance (a cooperative join has
+//! two) takes its session time-out less one second, so several workers want a short
+//! [`session_timeout`](KafkaSettings::session_timeout) and `heartbeat.interval.ms` here.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
