@@ -9,4 +9,5 @@ pub mod decode;
 pub mod event;
 pub mod format;
 pub mod ids;
+pub mod recovery;
 pub mod value;
