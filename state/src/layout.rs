@@ -111,7 +111,7 @@ mod tests {
     fn the_range_of_a_position_holds_its_keys_and_nobody_elses() {
         for position in [1, 255, 256, i32::MAX] {
             let (from, to) = range(PositionId(position));
-            let inside = |key: &[u8]| *from <= *key && *key < *to;
+            let inside = |key: &[u8]| from[..] <= *key && *key < to[..];
             assert!(inside(&mark_key(PositionId(position))));
             for last in [&b""[..], b"a", &[0xff; 40]] {
                 for object in [0, i16::MAX, -1] {

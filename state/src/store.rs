@@ -61,7 +61,11 @@ impl Store {
         let directory = Directory::open(dir)?;
         let images = directory.images();
         let Engine { options, cache, capacity } = options::engine(options);
-        let db = DB::open(&options, &images).map_err(|error| StateError::engine("open", &images, error))?;
+        // Named, since batched reads want the family's handle; with its options, since it would get RocksDB's
+        // defaults otherwise.
+        let families = [(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, options.clone())];
+        let db = DB::open_cf_with_opts(&options, &images, families)
+            .map_err(|error| StateError::engine("open", &images, error))?;
         let marks = Mutex::new(read_marks(&db, &images)?);
         Ok(Store { db, cache, capacity, images, marks, poison: OnceLock::new(), directory })
     }

@@ -4,7 +4,7 @@ mod support;
 
 use afterimage_state::{Mark, PositionId, RecordKey, StateError, StateOptions, Store, WriteBatch};
 use std::{path::Path, process::Command};
-use support::{get, key, mark, open, small};
+use support::{get, key, mark, noise, open, small};
 
 #[test]
 fn one_batch_carries_records_and_marks_of_several_positions() {
@@ -189,8 +189,7 @@ fn memory_stays_within_the_budget_with_256_positions() {
         for position in 1..=256 {
             batch.mark(mark(position, 1, i64::from(round)));
             for record in 0..2 {
-                // Differs byte by byte, so that compression leaves it its size.
-                let value: Vec<u8> = (0..800u32).map(|i| (i * 2654435761 ^ round * 40503 ^ record) as u8).collect();
+                let value = noise(round * 512 + record * 256 + position as u32, 800);
                 batch.put(&key(position, round * 2 + record), &value);
             }
         }

@@ -4,7 +4,7 @@ mod support;
 
 use afterimage_state::{FORMAT, PositionId, StateError, Store, WriteBatch, wipe};
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
-use support::{get, key, mark, open, small};
+use support::{get, key, mark, noise, open, small};
 
 fn fill(store: &Store, position: i32, next: i64) {
     let mut batch = WriteBatch::new();
@@ -107,7 +107,7 @@ fn damage_is_told_apart_and_a_wipe_mends_it() {
 #[test]
 fn a_damaged_block_is_an_error_not_a_value() {
     let dir = tempfile::tempdir().unwrap();
-    let value = |record: u32| (0..700u32).map(|i| (i * 2654435761 ^ record * 40503) as u8).collect::<Vec<u8>>();
+    let value = |record: u32| noise(record, 700);
     let store = open(dir.path());
     for next in 1..=20 {
         let mut batch = WriteBatch::new();

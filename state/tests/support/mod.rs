@@ -24,3 +24,16 @@ pub fn key(position: i32, record: u32) -> RecordKey {
 pub fn get(store: &Store, key: &RecordKey) -> Option<Vec<u8>> {
     store.multi_get(std::slice::from_ref(key)).expect("read").remove(0)
 }
+
+/// Bytes that compression can't shorten, the same for the same seed.
+pub fn noise(seed: u32, len: usize) -> Vec<u8> {
+    let mut x = u64::from(seed) * 2 + 1;
+    let next = || {
+        // xorshift64
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 24) as u8
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
