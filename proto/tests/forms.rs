@@ -8,14 +8,14 @@ use proptest::{option, prelude::*};
 use prost::Message;
 
 fn version(op: v1::VersionOp) -> impl Strategy<Value = v1::Version> {
-    (any::<(u32, i64, u64, u64)>(), option::of(any::<i64>()), any::<(i32, i64, i64)>()).prop_map(
-        move |((seq, at, lsn, inherited_lsn), raw_at, (position_id, offset, recorded))| v1::Version {
+    (any::<(u32, i64, u64, bool)>(), option::of(any::<i64>()), any::<(i32, i64, i64)>()).prop_map(
+        move |((seq, at, lsn, no_source_time), raw_at, (position_id, offset, recorded))| v1::Version {
             seq,
             op: op.into(),
             at,
             raw_at,
             lsn,
-            inherited_lsn,
+            no_source_time,
             position_id,
             offset,
             recorded,
@@ -57,6 +57,7 @@ prop_compose! {
         let floor = floor.map(|(lsn, ts)| v1::Floor { lsn, ts });
         v1::Record {
             format: RECORD_FORMAT, rid, row_key, floor, head, prev, stamp, modified_by, fields, status_hash, system_hash,
+            deleted_key: None,
         }
     }
 }
@@ -178,7 +179,7 @@ fn form_1_keeps_its_bytes() {
         at: -2,
         raw_at: Some(0),
         lsn: 1,
-        inherited_lsn: 2,
+        no_source_time: true,
         position_id: 7,
         offset: 8,
         recorded: 9,

@@ -13,7 +13,8 @@ use super::order::{Last, Place, Verdict, verdict};
 use super::overlay::{OldKey, Overlay, PendingRow};
 use super::position::{Counter, PositionId};
 use super::record::{CHAIN, Floor, Image, Record, Version, key_hash};
-use super::value::{Kind, Value, timestamp_text};
+use super::value::calendar::timestamp_text;
+use super::value::{Kind, Value};
 
 /// Source times before this are not believed (2000-01-01).
 const EARLIEST: Micros = 946_684_800_000_000;
@@ -578,7 +579,7 @@ impl Judge<'_> {
                 return Ok(Counter::Duplicate);
             }
         }
-        let travel = arrival.travel();
+        let Travel { local, stamp, .. } = arrival.travel();
         let (time, number) = (arrival.time(), self.batch.number());
         let slot = self.overlay.key_mut(&event.key);
         if slot.pending.last().is_some_and(|last| event.lsn != 0 && event.lsn <= last.lsn) {
@@ -604,8 +605,8 @@ impl Judge<'_> {
             lsn: event.lsn,
             position_id: arrival.position_id,
             offset: arrival.offset,
-            local: travel.local,
-            stamp: travel.stamp,
+            local,
+            stamp,
             fields,
         });
         slot.dirty = Some(number);
@@ -703,7 +704,7 @@ impl Judge<'_> {
         let d = fields.map(|mut fields| {
             let header = self.header(arrival, VersionOp::Update, 0, at, travel);
             self.add_system(&mut fields, &travel, None);
-            format::encode(at, &header, &fields, self.object.stamp_no)
+            format::encode(at, &header, self.object.stamp_no, &fields)
         });
         self.batch.push_late(LateEvent {
             position_id: arrival.position_id,
@@ -747,7 +748,7 @@ impl Judge<'_> {
         if let (Some(no), Some(modified)) = (self.object.modified_no, travel.modified)
             && travel.stamp != Some(modified)
         {
-            fields.push((no, Value::Text(timestamp_text(modified).into())));
+            fields.push((no, Value::Text(timestamp_text(modified, false).into())));
         }
         if let (Some(no), Some(by)) = (self.object.modified_by_no, travel.modified_by)
             && known_by != Some(by)
@@ -797,7 +798,7 @@ impl Judge<'_> {
             self.batch.push_keyframe(keyframe);
         }
         self.add_system(&mut stored, &travel, known_by.as_deref());
-        let d = format::encode(at, &header, &stored, self.object.stamp_no);
+        let d = format::encode(at, &header, self.object.stamp_no, &stored);
         let row = HistoryRow { rid, kf, at, d };
         if seq == 0 {
             self.batch.push_keyframe(row);
@@ -856,7 +857,7 @@ impl Judge<'_> {
             fields.push((no, Value::Text(by.into())));
             fields.sort_by_key(|(no, _)| *no);
         }
-        let d = format::encode(shown.at, &header, &fields, self.object.stamp_no);
+        let d = format::encode(shown.at, &header, self.object.stamp_no, &fields);
         HistoryRow { rid, kf, at: shown.at, d }
     }
 }

@@ -510,7 +510,7 @@ async fn keys(transaction: &Transaction<'_>, batch: &SealedBatch) -> Result<(), 
                 lsn: row.lsn,
                 recorded: row.at,
             };
-            ds.push(format::encode(row.at, &header, &row.fields, None));
+            ds.push(format::encode(row.at, &header, None, &row.fields));
             keys.push(change.key.as_bytes());
             ns.push(row.n);
             ats.push(Moment(row.at));

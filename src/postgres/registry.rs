@@ -359,7 +359,7 @@ pub async fn note_fields(
 }
 
 fn rfc3339(at: Micros) -> String {
-    crate::core::value::timestamp_text(at)
+    crate::core::value::calendar::timestamp_text(at, true)
 }
 
 /// Creates the typed views of an object anew (after its fields changed).

@@ -18,7 +18,7 @@ use crate::kafka::Message;
 use crate::postgres::client::describe;
 use crate::postgres::lookup::{self, LookupError, Newcomer};
 use crate::postgres::registry;
-use crate::telemetry::metrics as names;
+use crate::telemetry::names;
 
 /// A message after decoding.
 struct Arrived {
@@ -42,7 +42,7 @@ impl Group {
         let mut arrived = Vec::with_capacity(chunk.len());
         for (partition, waiting) in chunk {
             let Waiting { message, peeked } = waiting;
-            let meaning = self.parts.decoder.decode(peeked, message.key.as_deref(), message.payload.as_deref());
+            let meaning = self.parts.decoder.decode(&peeked, message.key.as_deref(), message.payload.as_deref());
             arrived.push(Arrived { partition, message, meaning });
         }
         let arrived = self.forget_passed(arrived)?;
@@ -89,7 +89,7 @@ impl Group {
                 gone.extend(slot.owner.into_iter().chain(old).map(|identity| (*position, identity)));
             }
         }
-        counter!(names::RESTORE_INVALIDATED_TOTAL).increment(gone.len() as u64);
+        counter!(names::STATE_INVALIDATED, "reason" => "catch_up").increment(gone.len() as u64);
         let object_id = self.parts.source.object_id;
         let gone: Vec<_> = gone
             .into_iter()
@@ -110,7 +110,7 @@ impl Group {
         let unknown = self.parts.dictionary.unknown(&self.parts.decoder, at);
         if !unknown.is_empty() {
             let object_id = self.parts.source.object_id;
-            let identity = self.parts.decoder.identity().map(|identity| identity.stored());
+            let identity = self.parts.decoder.identity().map(|identity| identity.to_sink());
             let fields = self.ask(async |client| {
                 if let Some(identity) = &identity {
                     registry::settle_identity(client, object_id, identity).await?;
@@ -203,7 +203,7 @@ impl Group {
     fn lookup_keys(&mut self, keys: &[&str]) -> Result<Vec<(Box<str>, crate::core::overlay::KeySlot)>, Ended> {
         let facts = self.parts.dictionary.facts().clone();
         let source_id = self.parts.source.source_id;
-        counter!(names::IMAGE_LOOKUPS_TOTAL, "result" => "key").increment(keys.len() as u64);
+        counter!(names::IMAGE_LOOKUPS, "result" => "key").increment(keys.len() as u64);
         self.ask(async |client| lookup::keys(client, &facts, source_id, keys).await)
     }
 
@@ -261,9 +261,8 @@ impl Group {
                 found.insert(identity);
             }
         }
-        counter!(names::IMAGE_LOOKUPS_TOTAL, "result" => "store").increment(found.len() as u64);
-        counter!(names::IMAGE_LOOKUPS_TOTAL, "result" => "miss").increment((wanted.len() - found.len()) as u64);
-        Ok(found)
+        counter!(names::IMAGE_LOOKUPS, "result" => "store").increment(found.len() as u64);
+                Ok(found)
     }
 
     /// Loads records from Postgres, registering those that it does not know.
@@ -280,6 +279,8 @@ impl Group {
             .filter(|(identity, (.., register))| *register && !known.contains(**identity))
             .map(|(identity, (position, key, _))| ((*identity).into(), *position, (*key).into()))
             .collect();
+        counter!(names::IMAGE_LOOKUPS, "result" => "postgres").increment(known.len() as u64);
+        counter!(names::IMAGE_LOOKUPS, "result" => "new").increment(newcomers.len() as u64);
         if !newcomers.is_empty() {
             let identities: Vec<&str> = newcomers.iter().map(|(identity, ..)| &**identity).collect();
             let more = self.ask(async |client| {
@@ -335,7 +336,8 @@ impl Group {
             Ok(Decoded::Tombstone) => self.passive(&start, one, Counter::Tombstone),
             Ok(Decoded::Ignored(_)) => self.passive(&start, one, Counter::Ignored),
             Err(error) => {
-                counter!(names::DEAD_LETTERS_TOTAL, "reason" => error.reason().to_string()).increment(1);
+                let topic = self.parts.topic.to_string();
+                counter!(names::DEAD_LETTERS, "topic" => topic, "reason" => error.reason.as_str()).increment(1);
                 self.open.push_dead(dead_letter(position_id, &one.message, error));
                 self.passive(&start, one, Counter::Dead)
             }
@@ -395,7 +397,7 @@ fn dead_letter(position_id: PositionId, message: &Message, error: &DecodeError) 
     DeadLetter {
         position_id,
         offset: message.offset,
-        reason: error.reason().to_string(),
+        reason: error.reason.as_str().to_string(),
         detail: error.detail.clone(),
         sfid: error.sfid.clone(),
         key: message.key.clone(),

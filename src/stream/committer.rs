@@ -17,7 +17,7 @@ use crate::core::position::PositionId;
 use crate::postgres::client::SinkSettings;
 use crate::postgres::commit::{CommitError, Committed, Held, commit};
 use crate::postgres::registry::ensure_months;
-use crate::telemetry::metrics as names;
+use crate::telemetry::names;
 
 /// Rows in one transaction.
 const MOST_ROWS: usize = 20_000;
@@ -60,7 +60,9 @@ impl Committers {
         for _ in 0..count {
             let committer =
                 Committer { sink: sink.clone(), client: None, requests: Arc::clone(&requests), months: Arc::clone(&months) };
-            tokio::spawn(committer.run());
+            let runtime = tokio::runtime::Handle::current();
+            // A thread of its own: the driver encodes rows on it, which would hold up other work of the runtime.
+            std::thread::spawn(move || runtime.block_on(committer.run()));
         }
         Committers { queue }
     }
@@ -115,7 +117,7 @@ impl Committer {
         while !group.is_empty() {
             let started = Instant::now();
             let result = self.attempt(&group).await;
-            histogram!(names::COMMIT_DURATION_SECONDS).record(started.elapsed().as_secs_f64());
+            histogram!(names::COMMIT_SECONDS, "step" => "whole").record(started.elapsed().as_secs_f64());
             let label = match &result {
                 Ok(_) => "committed",
                 Err(CommitError::Fenced { .. }) => "fenced",
@@ -124,11 +126,11 @@ impl Committer {
                 Err(CommitError::Unknown(_)) => "unknown",
                 Err(CommitError::Refused(_)) => "refused",
             };
-            counter!(names::COMMITS_TOTAL, "result" => label).increment(1);
+            counter!(names::COMMITS, "result" => label).increment(1);
             match result {
                 Ok(committed) => return answer_committed(group, committed),
                 Err(CommitError::Fenced { positions, detail }) => {
-                    counter!(names::FENCED_COMMITS_TOTAL).increment(1);
+                    counter!(names::FENCED_COMMITS).increment(1);
                     let named = |request: &Request| {
                         request.held.keys().any(|position| positions.contains(position))
                             || positions.is_empty()

@@ -34,6 +34,7 @@ use super::task::{Task, Waiting};
 use crate::core::batch::{OpenBatch, SealedBatch};
 use crate::core::decode::Decoder;
 use crate::core::event::Micros;
+use crate::core::format::VersionOp;
 use crate::core::judge::SideHashes;
 use crate::core::overlay::Overlay;
 use crate::core::position::{Counter, PositionId};
@@ -41,7 +42,7 @@ use crate::kafka::{Consumer, FaultKind, Inbox, Message, TopicPartition};
 use crate::postgres::client::SinkSettings;
 use crate::postgres::commit::{CommitError, Committed};
 use crate::postgres::registry::Source;
-use crate::telemetry::metrics as names;
+use crate::telemetry::names;
 
 /// Messages that wait for their turn, per partition.
 const LANE: usize = 4_000;
@@ -278,14 +279,14 @@ impl Group {
         parts.inbox.drain_with(messages, CHUNK * 2, Duration::ZERO, |partition| {
             tasks.get(&partition).map_or(0, |task| LANE.saturating_sub(task.lane.len()))
         });
-        counter!(names::MESSAGES_CONSUMED_TOTAL, "topic" => parts.topic.to_string()).increment(messages.len() as u64);
+        count_messages(&parts.topic, messages);
         for message in messages.drain(..) {
             let Some(task) = tasks.get_mut(&message.partition) else { continue };
             task.delivered = true;
             task.left_behind = false;
             let peeked = parts.decoder.peek(message.key.as_deref(), message.payload.as_deref());
-            let turn = match peeked.envelope() {
-                Some(envelope) => Turn::new(envelope.ts, envelope.lsn, envelope.is_delete()),
+            let turn = match peeked.ts() {
+                Some(ts) => Turn::new(Some(ts), peeked.lsn(), peeked.is_delete()),
                 None => Turn::AT_ONCE,
             };
             task.lane.push(turn, Waiting { message, peeked });
@@ -332,7 +333,7 @@ impl Group {
         for task in &mut silent {
             task.left_behind = true;
         }
-        counter!(names::PARTITIONS_LEFT_BEHIND_TOTAL).increment(silent.len() as u64);
+        counter!(names::LEFT_BEHIND, "topic" => self.parts.topic.to_string()).increment(silent.len() as u64);
         self.waiting_since = None;
         false
     }
@@ -432,6 +433,7 @@ impl Group {
         let open = std::mem::replace(&mut self.open, after);
         self.opened = None;
         histogram!(names::BATCH_EVENTS).record(open.events() as f64);
+        histogram!(names::BATCH_ROWS).record(open.rows() as f64);
         let source = &self.parts.source;
         let batch = Arc::new(open.seal(&mut self.overlay, source.source_id, source.object_id));
         let (answer, receiver) = oneshot::channel();
@@ -557,7 +559,7 @@ impl Group {
             let labels = [("topic", self.parts.topic.to_string()), ("partition", task.partition.to_string())];
             gauge!(names::POSITION, &labels).set(advance.to as f64);
             if let Some(end) = self.parts.consumer.high_watermark(&self.parts.topic, task.partition) {
-                gauge!(names::LAG_MESSAGES, &labels).set((end - advance.to).max(0) as f64);
+                gauge!(names::LAG, &labels).set((end - advance.to).max(0) as f64);
             }
             count_outcomes(&self.parts.topic, &advance.counters);
         }
@@ -577,6 +579,11 @@ impl Group {
             self.parts.images.apply(self.parts.source.object_id, &batch.records, &committed.invalidated, marks);
         self.check_store(applied.map_err(|error| error.to_string()));
         self.overlay.committed(batch.number);
+        count_versions(&self.parts.topic, batch);
+        if let Some(at) = batch.advances.iter().map(|advance| advance.passed.ts).max().filter(|at| *at > 0) {
+            let seconds = (Self::now() - at).max(0) as f64 / 1e6;
+            histogram!(names::EVENT_TO_COMMIT).record(seconds);
+        }
         self.parts.consumer.commit_offsets(&offsets);
     }
 
@@ -593,7 +600,7 @@ impl Group {
 
     /// Everything since the last commit is void; read again from there (D3).
     fn rewind(&mut self, reason: &str) {
-        counter!(names::REWINDS_TOTAL).increment(1);
+        counter!(names::REWINDS, "reason" => "error").increment(1);
         tracing::debug!(topic = %self.parts.topic, reason, "rewinding");
         self.drop_open();
         let mut offsets = Vec::with_capacity(self.tasks.len());
@@ -619,7 +626,7 @@ impl Group {
     /// Gives all partitions up and has them claimed again (D4).
     fn claim_again(&mut self, reason: &str) {
         tracing::warn!(topic = %self.parts.topic, reason, "claiming again");
-        counter!(names::REWINDS_TOTAL).increment(1);
+        counter!(names::REWINDS, "reason" => "claimed").increment(1);
         self.drop_open();
         let partitions: Vec<TopicPartition> = std::mem::take(&mut self.tasks)
             .into_keys()
@@ -651,13 +658,49 @@ impl Group {
     }
 }
 
-fn count_outcomes(topic: &str, counters: &crate::core::position::Counters) {
-    let count = |name: &'static str, label: &'static str, value: &'static str, counter: Counter| {
-        let n = counters.get(counter);
-        if n > 0 {
-            counter!(name, "topic" => topic.to_string(), label => value).increment(n as u64);
+fn count_versions(topic: &str, batch: &SealedBatch) {
+    let mut by_op: BTreeMap<&'static str, u64> = BTreeMap::new();
+    let first = batch.keyframes.iter().chain(&batch.keyframes_after).filter(|row| row.kf == 0);
+    for row in batch.deltas.iter().chain(&batch.deltas_after).chain(first) {
+        if let Some(op) = row.d.first().and_then(|byte| VersionOp::from_number(byte & 7)) {
+            *by_op.entry(op.as_str()).or_default() += 1;
         }
-    };
+    }
+    for (op, count) in by_op {
+        counter!(names::DELTAS_WRITTEN, "op" => op).increment(count);
+    }
+    let taken = batch.registry.iter().filter(|change| change.taken_from.is_some()).count();
+    if taken > 0 {
+        counter!(names::TAKE_OVERS, "topic" => topic.to_string()).increment(taken as u64);
+    }
+}
+
+fn count_messages(topic: &str, messages: &[Message]) {
+    if messages.is_empty() {
+        return;
+    }
+    let mut by_partition: BTreeMap<i32, u64> = BTreeMap::new();
+    let mut bytes = 0;
+    for message in messages {
+        *by_partition.entry(message.partition).or_default() += 1;
+        bytes += message.key.as_ref().map_or(0, Vec::len) + message.payload.as_ref().map_or(0, Vec::len);
+    }
+    for (partition, count) in by_partition {
+        counter!(names::MESSAGES_CONSUMED, "topic" => topic.to_string(), "partition" => partition.to_string())
+            .increment(count);
+    }
+    counter!(names::BYTES_CONSUMED, "topic" => topic.to_string()).increment(bytes as u64);
+}
+
+fn count_outcomes(topic: &str, counters: &crate::core::position::Counters) {
+    let noops = counters.get(Counter::Noop) + counters.get(Counter::NoopStatus) + counters.get(Counter::NoopSystem);
+    if noops > 0 {
+        counter!(names::OUTCOMES, "topic" => topic.to_string(), "outcome" => "noop").increment(noops as u64);
+    }
+    let stale = counters.get(Counter::Stale);
+    if stale > 0 {
+        counter!(names::STALE_EVENTS, "topic" => topic.to_string()).increment(stale as u64);
+    }
     for (outcome, which) in [
         ("delta", Counter::Delta),
         ("baseline", Counter::Baseline),
@@ -670,16 +713,18 @@ fn count_outcomes(topic: &str, counters: &crate::core::position::Counters) {
         ("delete_unknown", Counter::DeleteUnknown),
         ("hole", Counter::Hole),
     ] {
-        count(names::OUTCOMES_TOTAL, "outcome", outcome, which);
+        let n = counters.get(which);
+        if n > 0 {
+            counter!(names::OUTCOMES, "topic" => topic.to_string(), "outcome" => outcome).increment(n as u64);
+        }
     }
     for (reason, which) in
         [("identical", Counter::Noop), ("status", Counter::NoopStatus), ("system", Counter::NoopSystem)]
     {
-        count(names::NOOPS_DROPPED_TOTAL, "reason", reason, which);
-    }
-    let rows = counters.get(Counter::RowsWritten);
-    if rows > 0 {
-        counter!(names::ROWS_WRITTEN_TOTAL, "topic" => topic.to_string()).increment(rows as u64);
+        let n = counters.get(which);
+        if n > 0 {
+            counter!(names::NOOPS_DROPPED, "reason" => reason).increment(n as u64);
+        }
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use afterimage_proto::v1;
+use afterimage_proto::{decode_record, encode_record, v1};
 use afterimage_state::{Mark, PositionId as StoreId, RecordKey, StateError, Store, WriteBatch};
-use prost::Message as _;
 
 use crate::core::batch::StoredRecord;
 use crate::core::format::VersionOp;
@@ -12,9 +11,6 @@ use crate::core::position::PositionId;
 use crate::core::record::{Floor, Image, Record, Version};
 use crate::core::value::Value;
 use crate::postgres::commit::Invalidated;
-
-/// Form of the stored records that this version writes; an older or newer one is a miss, not an error.
-const FORMAT: u32 = 1;
 
 /// Records of all positions of this process.
 #[derive(Clone)]
@@ -121,8 +117,8 @@ pub fn encode(record: &Record) -> Vec<u8> {
             Value::Text(text) => Out::Text(text.to_string()),
         }),
     });
-    v1::Record {
-        format: FORMAT,
+    let mut stored = v1::Record {
+        format: 0,
         rid: record.rid,
         row_key: record.row_key.as_deref().map(Into::into),
         deleted_key: record.deleted_key.as_deref().map(Into::into),
@@ -134,17 +130,14 @@ pub fn encode(record: &Record) -> Vec<u8> {
         fields: fields.collect(),
         status_hash: record.status_hash,
         system_hash: record.system_hash,
-    }
-    .encode_to_vec()
+    };
+    encode_record(&mut stored)
 }
 
 /// The record that `home` holds; `None` where the bytes are not in this version's form: then Postgres is asked.
 pub fn decode(bytes: &[u8], home: PositionId) -> Option<Record> {
     use v1::field::Value as In;
-    let stored = v1::Record::decode(bytes).ok()?;
-    if stored.format != FORMAT {
-        return None;
-    }
+    let stored = decode_record(bytes).ok()?;
     let mut image = Vec::with_capacity(stored.fields.len());
     for field in stored.fields {
         let value = match field.value? {

@@ -38,7 +38,7 @@ use afterimage_state::{StateError, StateOptions, Store};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::core::decode::{Decoder, TopicRules};
+use crate::core::decode::{Decoder, ResolvedIdentity, TopicRules};
 use crate::core::event::Micros;
 use crate::core::judge::ObjectFacts;
 use crate::kafka::{Consumer, KafkaError, KafkaSettings, Metadata};
@@ -50,7 +50,7 @@ use crate::postgres::registry::{self, Declared, RegistryError};
 use committer::Committers;
 use dictionary::Dictionary;
 use group::{Command, Group, Parts};
-use images::{Images};
+use images::Images;
 use ownership::{Claims, TopicSide};
 
 pub use group::BatchLimits;
@@ -142,10 +142,11 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         let fields = registry::fields(&client, source.object_id).await?;
         let mut decoder = Decoder::new(plan.rules);
         if source.settled {
-            decoder.preset_identity(&source.identity);
+            if let Some(identity) = ResolvedIdentity::from_sink(&source.identity) {
+                decoder.preset_identity(identity);
+            }
         }
-        let known: Vec<_> = fields.iter().map(|field| (field.name.as_str(), field.kind)).collect();
-        decoder.restore_columns(&known);
+        decoder.restore_columns(fields.iter().map(|field| (field.name.as_str(), field.kind)));
         let facts = ObjectFacts {
             object_id: source.object_id,
             grace: plan.declared.grace,

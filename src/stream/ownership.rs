@@ -12,12 +12,12 @@ use uuid::Uuid;
 use super::group::{Command, InboxCell};
 use super::images::Images;
 use super::task::Task;
-use crate::core::recovery::{self, Facts, LocalMark, Plan};
+use crate::core::recovery::{self, Recovery, SinkFacts, recover};
 use crate::kafka::{KafkaError, Metadata, Ownership, TopicPartition};
 use crate::postgres::claim::{Claim, Claimant, Wanted, claim};
 use crate::postgres::client::SinkSettings;
 use crate::postgres::commit::invalidated_since;
-use crate::telemetry::metrics as names;
+use crate::telemetry::names;
 
 /// A claim as a whole takes at most this long; what did not come in time is asked for again.
 const CLAIM_TIME: Duration = Duration::from_secs(8);
@@ -85,7 +85,7 @@ impl Claims {
             let of = TopicPartition::new(Arc::clone(&topic), claim.partition);
             let earliest = watermarks.iter().find(|(one, _)| *one == of).map_or(0, |(_, marks)| marks.low);
             if let Some((from, to)) = claim.gap {
-                counter!(names::GAPS_TOTAL).increment(1);
+                counter!(names::GAPS, "topic" => topic.to_string()).increment(1);
                 tracing::error!(topic = %topic, partition = claim.partition, from, to, "gap: offsets were gone before they were read");
             }
             let start = self.prepare_store(claim, earliest)?;
@@ -111,43 +111,35 @@ impl Claims {
         let id = afterimage_state::PositionId(claim.position_id);
         let failed = |error: &dyn std::fmt::Display| format!("image store: {error}");
         let mark = store.mark(id).map_err(|error| failed(&error))?;
-        let local = mark.as_ref().map(|mark| LocalMark {
-            sink_id: mark.sink_id,
-            epoch: mark.epoch,
-            token: mark.token,
-            next: mark.next,
-            inval_seq: mark.inval_seq,
-        });
-        let facts = Facts {
+        let facts = SinkFacts {
             sink_id: self.sink_id.into_bytes(),
             next: claim.next,
             inval_seq: claim.inval_seq,
-            oldest_inval_seq: claim.oldest_inval_seq,
+            oldest_inval: claim.oldest_inval_seq,
             claims: claim
                 .claims
                 .iter()
-                .map(|row| recovery::ClaimFact {
+                .map(|row| recovery::Claim {
                     epoch: row.epoch,
                     token: row.token.into_bytes(),
                     from_next: row.from_next,
                 })
                 .collect(),
-            log_start: earliest,
         };
-        let plan = recovery::plan(local.as_ref(), &facts);
+        let plan = recover(mark.as_ref(), &facts, Some(earliest));
         tracing::debug!(position = claim.position_id, ?plan, "image store");
-        let start = match plan {
-            Plan::Use => claim.next,
-            Plan::CatchUp { from, .. } => from,
-            Plan::Clear(reason) => {
+        let (start, known) = match plan {
+            Recovery::Use => return Ok(claim.next),
+            Recovery::CatchUp { from, invalidations_after, .. } => (from, invalidations_after),
+            Recovery::Clear(reason) => {
                 if mark.is_some() {
+                    counter!(names::STATE_CLEARED, "reason" => reason.label()).increment(1);
                     tracing::info!(position = claim.position_id, %reason, "the local records of a position are dropped");
                 }
                 store.clear(id).map_err(|error| failed(&error))?;
                 return Ok(claim.next);
             }
         };
-        let known = local.map_or(0, |mark| mark.inval_seq);
         if known < claim.inval_seq {
             let gone = self.runtime.block_on(async {
                 let client = self.sink.connect().await.map_err(|error| error.to_string())?;
@@ -171,7 +163,7 @@ impl TopicSide {
 
 impl Ownership for Claims {
     fn claim(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {
-        counter!(names::REBALANCES_TOTAL, "kind" => "assigned").increment(1);
+        counter!(names::REBALANCES, "kind" => "assigned").increment(1);
         match self.claim_all(partitions) {
             Ok(starts) => starts,
             Err(reason) => {
@@ -182,7 +174,7 @@ impl Ownership for Claims {
     }
 
     fn revoked(&self, partitions: &[TopicPartition], lost: bool) {
-        counter!(names::REBALANCES_TOTAL, "kind" => if lost { "lost" } else { "revoked" }).increment(1);
+        counter!(names::REBALANCES, "kind" => if lost { "lost" } else { "revoked" }).increment(1);
         let mut by_topic: BTreeMap<Arc<str>, Vec<i32>> = BTreeMap::new();
         for of in partitions {
             by_topic.entry(Arc::clone(&of.topic)).or_default().push(of.partition);

@@ -1,11 +1,11 @@
 //! A task: the processor of one partition, from claim to release.
 
-use afterimage_state::{Mark, PositionId as StoreId};
+use afterimage_state::Mark;
 use uuid::Uuid;
 
 use super::merge::Lane;
 use crate::core::batch::Advance;
-use crate::core::decode::Peeked;
+use crate::core::decode::Peek;
 use crate::core::position::{Counters, Passed, PositionId};
 use crate::kafka::Message;
 use crate::postgres::claim::Claim;
@@ -17,7 +17,7 @@ pub struct Waiting {
     /// The message.
     pub message: Message,
     /// What the first look found.
-    pub peeked: Peeked,
+    pub peeked: Peek,
 }
 
 /// The processor of one partition.
@@ -103,7 +103,7 @@ impl Task {
     pub fn mark(&self, sink_id: Uuid) -> Mark {
         Mark {
             sink_id: sink_id.into_bytes(),
-            position_id: StoreId(self.position_id),
+            position_id: self.position_id,
             epoch: self.epoch,
             token: self.token.into_bytes(),
             next: self.next,

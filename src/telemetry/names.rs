@@ -72,7 +72,7 @@ declare! {
 
     // image lookup
     IMAGE_LOOKUPS = "afterimage_image_lookups_total", Form::Counter, ["result"], Count,
-        "Where the image of a record was found; result: front, overlay, store, postgres, new.";
+        "Where the image of a record was found; result: store, postgres, new, key.";
     READ_THROUGH_SECONDS = "afterimage_read_through_duration_seconds", Form::Histogram(SECONDS), [], Seconds,
         "Time of one batched image lookup in Postgres.";
     STATE_SECONDS = "afterimage_state_operation_duration_seconds", Form::Histogram(SECONDS), ["operation"], Seconds,
@@ -91,6 +91,8 @@ declare! {
         "Events read after a newer one of their record and kept as late events.";
     LSN_REGRESSED = "afterimage_lsn_regressed_total", Form::Counter, ["topic"], Count,
         "Events with a lower LSN but a later time than their record's last: the source database was replaced.";
+    LEFT_BEHIND = "afterimage_partitions_left_behind_total", Form::Counter, ["topic"], Count,
+        "Partitions that had more to read but were not waited for any longer while merging by source time.";
     TAKE_OVERS = "afterimage_take_overs_total", Form::Counter, ["topic"], Count,
         "Records whose home moved. A rate that stays high means two live topics for one table.";
 
@@ -123,12 +125,6 @@ declare! {
         "Time from the source's commit of a batch's last event to its own commit here (the clocks of two machines).";
     OLDEST_SNAPSHOT = "afterimage_oldest_snapshot_seconds", Form::Gauge, [], Seconds,
         "Age of the oldest snapshot in the sink. A long one makes every commit slower until it ends.";
-
-    // restore
-    RESTORE_REMAINING = "afterimage_restore_remaining_records", Form::Gauge, ["topic", "partition"], Count,
-        "Records still to be restored into the image store; serving does not wait for them.";
-    RESTORED = "afterimage_restored_records_total", Form::Counter, [], Count,
-        "Images restored from the sink into the image store.";
 }
 
 /// Tells the installed recorder the unit and help of every metric. Once, after installing it.

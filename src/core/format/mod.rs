@@ -64,6 +64,14 @@ pub enum VersionOp {
 
 impl VersionOp {
     /// The word that `changes.op` shows.
+    /// By its number in byte 0; `None` for one that no release writes.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Baseline, Self::Create, Self::Update, Self::Backfill, Self::Delete, Self::Undelete]
+            .into_iter()
+            .find(|op| *op as u8 == number)
+    }
+
+    /// The word in `changes.op`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Baseline => "baseline",
