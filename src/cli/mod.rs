@@ -1,6 +1,6 @@
 //! The command line: parse, load the configuration, start telemetry, hand over to the verb.
 //!
-//! Nothing here decides anything about data. Errors come out in one form (see [`failure`]), exit codes
+//! Nothing here decides anything about data. Errors come out in one form (see [`Failure`]), exit codes
 //! are those of [`Exit`], results go to stdout and everything else to stderr.
 
 mod args;

@@ -276,8 +276,6 @@ pub(super) fn parse_file(text: &str) -> Result<Table, String> {
         let line = before.matches('\n').count() + 1;
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
         let kind = error.message().lines().next().unwrap_or("not TOML");
-        // The parser quotes a key or token in backquotes in some messages; a bare word can be part of a value.
-        let kind = kind.split('`').step_by(2).collect::<Vec<_>>().join("…");
         format!("line {line}, column {column}: {kind}")
     })
 }

@@ -8,6 +8,7 @@ mod error;
 mod kafka;
 mod keys;
 mod layers;
+mod level;
 mod orgs;
 mod postgres;
 mod read;
@@ -28,6 +29,7 @@ pub use error::{ConfigError, Problem};
 pub use kafka::{KafkaSettings, Tls};
 pub use keys::{ENV_FILE, ENV_PREFIX, KEYS, Key};
 pub use layers::{Origin, Sources};
+pub use level::{VALUE_PRINTING, check_level};
 pub use orgs::{DEFAULT_GRACE, GRACE_MAX, IDENTIFIER_MAX, Identity, ORG_MAX, ObjectConfig, OrgConfig, TopicPattern};
 pub use postgres::{PoolMode, PostgresSettings, SslMode, masked_url};
 pub use secret::{MASK, Secret};
@@ -173,9 +175,7 @@ impl Config {
         let metrics = MetricsSettings { listen: read.parsed("metrics.listen", parse_listen).flatten() };
         let log = LogSettings {
             format: read.parsed("log.format", parse_format).unwrap_or(LogFormat::Text),
-            level: read
-                .parsed("log.level", |text| crate::telemetry::check_level(text).map(|()| text.to_owned()))
-                .unwrap_or_default(),
+            level: read.parsed("log.level", |text| check_level(text).map(|()| text.to_owned())).unwrap_or_default(),
         };
         let name = read.parsed("worker.name", check_worker_name).unwrap_or_else(|| default_worker_name(sources));
         shown.set("worker.name", name.as_str());

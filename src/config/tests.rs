@@ -372,6 +372,22 @@ fn no_secret_is_printed_in_any_form() {
 }
 
 #[test]
+fn no_broken_file_makes_the_parser_quote_it() {
+    let good = format!("[postgres]\nurl = 'postgres://u:{PASSWORD}@h/d'\nname = \"x\"\n");
+    for at in 0..good.len() {
+        let (head, tail) = good.split_at(at);
+        let mut broken = vec![head.to_owned(), format!("{head}{}", &tail[1..])];
+        let extras = ["\"", "'", "'''", "[", "]", "{", "=", "\n", "\\", "#", "\u{1}"];
+        broken.extend(extras.map(|extra| format!("{head}{extra}{tail}")));
+        for file in broken {
+            if let Err(reason) = layers::parse_file(&file) {
+                assert!(!reason.contains(PASSWORD), "{file}\ngave\n{reason}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_printed_configuration_is_one_that_can_be_read_again() {
     let file = "[kafka]\nbrokers='h:1'\n[kafka.extra]\nfetch.min.bytes=1\n[postgres]\nurl='postgres://u@localhost/d'\n[[org]]\nname='a'\ntopics=['a.b.*']\n[[object]]\norg='a'\nname='o'\ntypes={x='date'}";
     let first = load(file, &[], &[("--worker", "worker.name", "w1")]).expect("good");
@@ -392,7 +408,22 @@ fn the_history_hash_moves_with_history_only() {
     let org = "[[org]]\nname='a'\ntopics=['a.b.*']\n";
     assert_eq!(hash(org), hash(&format!("[worker]\nname='x'\n[kafka]\nbrokers='h:1'\n{org}")));
     assert_ne!(hash(org), hash(""));
-    assert_ne!(hash(org), hash(&format!("{org}[[object]]\norg='a'\nname='o'\nmask_add=['x']")));
+    let object = format!("{org}[[object]]\norg='a'\nname='o'\n");
+    let mut hashes = vec![hash(org), hash(&object)];
+    for setting in [
+        "identity='key'",
+        "types={x='date'}",
+        "types={x='time'}",
+        "mask_add=['x']",
+        "mask_remove=['x']",
+        "lookup=['x']",
+        "grace='1s'",
+    ] {
+        hashes.push(hash(&format!("{object}{setting}")));
+    }
+    for (i, one) in hashes.iter().enumerate() {
+        assert!(!hashes[..i].contains(one), "setting {i} does not move the hash");
+    }
     assert_ne!(hash(org), hash(&format!("[history]\ncreate_window='1h'\n{org}")));
 }
 

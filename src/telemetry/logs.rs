@@ -8,10 +8,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::config::{LogFormat, LogSettings};
-
-/// Targets whose finer levels print the values of rows (statement parameters, message bytes).
-const VALUE_PRINTING: &[&str] = &["tokio_postgres", "postgres", "rdkafka", "hyper"];
+use crate::config::{LogFormat, LogSettings, VALUE_PRINTING, check_level};
 
 /// Logs could not be set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,29 +21,6 @@ impl fmt::Display for LogError {
 }
 
 impl std::error::Error for LogError {}
-
-/// Checks a `log.level`: a level, or comma-separated `target=level` pairs, at most one bare level among
-/// them. Levels that would print record values are refused.
-pub fn check_level(text: &str) -> Result<(), String> {
-    let mut bare = 0;
-    for part in text.split(',') {
-        let part = part.trim();
-        let (target, level) = part.split_once('=').map_or((None, part), |(target, level)| (Some(target), level));
-        let target_ok = target.is_none_or(|target| {
-            !target.is_empty() && target.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':' | '-'))
-        });
-        let known = ["off", "error", "warn", "info", "debug", "trace"].contains(&level);
-        if !target_ok || !known {
-            return Err(format!("`{part}` is neither a level (error, warn, info, debug, trace, off) nor target=level"));
-        }
-        bare += usize::from(target.is_none());
-        let crate_name = target.and_then(|target| target.split("::").next()).unwrap_or_default();
-        if matches!(level, "debug" | "trace") && VALUE_PRINTING.contains(&crate_name) {
-            return Err(format!("`{part}` would print the values of records, which logs never hold"));
-        }
-    }
-    if bare > 1 { Err(format!("`{text}` has more than one level without a target")) } else { Ok(()) }
-}
 
 /// The filter of a level that [`check_level`] accepts.
 fn filter(level: &str) -> Result<EnvFilter, LogError> {
@@ -149,19 +123,6 @@ mod tests {
                 text.contains("a detail") && text.contains("a notice") && !text.contains("hunter2"),
                 "{level}: {text}"
             );
-        }
-        for level in ["tokio_postgres=debug", "info,tokio_postgres::query=trace", "rdkafka=debug"] {
-            assert!(check_level(level).is_err_and(|reason| reason.contains("values of records")), "{level}");
-        }
-    }
-
-    #[test]
-    fn a_bad_level_is_refused() {
-        for level in ["", "loud", "info,,debug", "=info", "a b=info", "info,debug", "x[y]=info"] {
-            assert!(check_level(level).is_err(), "{level}");
-        }
-        for level in ["info", "warn,afterimage=debug", "afterimage::stream=trace,error", "off"] {
-            assert_eq!(check_level(level), Ok(()), "{level}");
         }
     }
 }

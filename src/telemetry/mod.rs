@@ -8,4 +8,4 @@ mod logs;
 pub mod names;
 
 pub use endpoint::{MetricsError, MetricsServer, install, serve};
-pub use logs::{LogError, check_level, install as install_logs};
+pub use logs::{LogError, install as install_logs};
