@@ -6,6 +6,7 @@
 mod args;
 mod failure;
 mod print;
+mod seam;
 mod verbs;
 
 pub use args::{Cli, Command, ConfigCommand, DemoArgs, GlobalArgs, MigrateArgs, RunArgs};

@@ -1,6 +1,7 @@
 //! The verbs that do work: telemetry and a runtime around a call into the module that does it.
 
 use super::args::{DemoArgs, GlobalArgs, MigrateArgs, RunArgs};
+use super::seam;
 use super::failure::{Exit, Failure};
 use crate::config::{Config, LogFormat, LogSettings};
 use crate::telemetry;
@@ -46,25 +47,4 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, "the runtime can't be started", error))
-}
-
-/// SEAM: the only calls from the command line into the processor, the schema and the demo. To wire one,
-/// replace its body; map errors with `Failure::of`, or `Failure::new(Exit::Schema | Exit::Halted, …)`.
-mod seam {
-    use super::{Config, DemoArgs, Exit, Failure, MigrateArgs};
-
-    /// → `crate::stream::run(config).await`
-    pub(super) async fn run(_config: Config) -> Result<(), Failure> {
-        Err(Failure::new(Exit::Failed, "run", "not wired yet"))
-    }
-
-    /// → connect as the owner, `crate::postgres::migrate::migrate(&mut client).await`, print the result
-    pub(super) async fn migrate(_config: Config, _args: MigrateArgs) -> Result<(), Failure> {
-        Err(Failure::new(Exit::Failed, "migrate", "not wired yet"))
-    }
-
-    /// → `crate::demo::run(options, …).await`
-    pub(super) async fn demo(_args: DemoArgs) -> Result<(), Failure> {
-        Err(Failure::new(Exit::Failed, "demo", "not wired yet"))
-    }
 }

@@ -12,6 +12,8 @@ use tokio_postgres::config::SslMode;
 pub enum Tls {
     /// Plain text: for a server on this machine.
     Disable,
+    /// Encrypted if the server can, certificate not checked: for a server on this machine.
+    Prefer,
     /// Encrypted, certificate not checked: what Heroku Postgres needs by default.
     Require,
     /// Encrypted, certificate and host name checked.
@@ -91,6 +93,7 @@ impl SinkSettings {
             self.url.parse().map_err(|_| ConnectError::Settings("the sink's URL cannot be read".into()))?;
         config.ssl_mode(match self.tls {
             Tls::Disable => SslMode::Disable,
+            Tls::Prefer => SslMode::Prefer,
             Tls::Require | Tls::VerifyFull => SslMode::Require,
         });
         config
@@ -107,7 +110,7 @@ impl SinkSettings {
             return Ok(client);
         }
         let mut tls = native_tls::TlsConnector::builder();
-        if self.tls == Tls::Require {
+        if matches!(self.tls, Tls::Prefer | Tls::Require) {
             // The certificates of Heroku's default databases cannot be verified by anyone: this is what
             // `sslmode=require` means there, and the user has to ask for it.
             tls.danger_accept_invalid_certs(true).danger_accept_invalid_hostnames(true);

@@ -121,3 +121,22 @@ begin
 end $$;
 comment on function afterimage.advance(int[], bigint[], bigint[], bigint[], bigint[], bigint[], timestamptz[], bigint[], timestamptz[], bigint[], bigint[]) is
   'Moves positions from_next to to_next, all or none: raises AI001 unless epoch, next and inval_seq of every one are as given. counters: 19 increments for each position, in the order of the columns c_delta to rows_retired.';
+
+-- Names a record's newest version; a record taken over must still have the one that was read (a number alone
+-- could come back after a cancelled delete).
+create function afterimage.head_id(rid int, out seq int, out position_id int, out "offset" bigint)
+returns record language sql stable parallel safe
+return (
+  select row(v.seq, (afterimage.header(v.d)).position_id, (afterimage.header(v.d))."offset")
+  from (
+    select afterimage.seq(d.kf, d.d) as seq, d.d
+    from afterimage.delta d
+    where d.rid = $1 and d.kf = (select max(k.kf) from afterimage.keyframe k where k.rid = $1)
+    union all
+    select case when k.kf = 0 then 0 else k.kf * 64 - 1 end, k.d
+    from afterimage.keyframe k
+    where k.rid = $1 and k.kf = (select max(m.kf) from afterimage.keyframe m where m.rid = $1)
+  ) v
+  order by v.seq desc
+  limit 1);
+comment on function afterimage.head_id(int) is 'The newest version of a record as (seq, position_id, offset); nulls if it has none.';

@@ -1,0 +1,207 @@
+//! From configuration to the modules that do the work: the only calls from the command line into the processor,
+//! the schema and the demo.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::args::{DemoArgs, MigrateArgs};
+use super::failure::{Exit, Failure};
+use crate::config::{Config, Identity, KafkaSettings, PoolMode, PostgresSettings, SslMode, TopicMap, map_topics};
+use crate::core::decode::{IdentityRule, TopicRules};
+use crate::core::event::Micros;
+use crate::kafka;
+use crate::postgres::client::{SinkSettings, Tls, describe};
+use crate::postgres::migrate::{self, MigrateError};
+use crate::postgres::registry::Declared;
+use crate::stream::{self, BatchLimits, RunError, RunSettings, TopicPlan};
+
+/// Runs a worker until SIGTERM or SIGINT.
+pub(super) async fn run(config: Config) -> Result<(), Failure> {
+    let kafka = kafka_settings(config.kafka()?, &config);
+    let sink = sink_settings(config.postgres()?, &config)?;
+    let topics = topics(&config, &kafka).await?;
+    let settings = RunSettings {
+        kafka,
+        sink,
+        state_dir: config.state.dir.clone(),
+        state_memory: usize::try_from(config.state.memory).unwrap_or(usize::MAX),
+        topics,
+        limits: BatchLimits {
+            rows: config.commit.max_rows,
+            bytes: config.commit.max_bytes,
+            linger: config.commit.linger,
+        },
+        config_hash: config.history_hash().to_vec(),
+    };
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let signals = signals()?;
+    tokio::spawn(async move {
+        signals.await;
+        let _ = stop.send(());
+    });
+    stream::run(settings, stopped).await.map_err(run_failure)
+}
+
+fn run_failure(error: RunError) -> Failure {
+    match &error {
+        RunError::Schema(error) => schema_failure(error),
+        RunError::Registry(crate::postgres::registry::RegistryError::Query(_)) => {
+            Failure::new(Exit::Failed, "run", &error)
+        }
+        RunError::Registry(_) => Failure::new(Exit::Halted, "run", &error),
+        _ => Failure::new(Exit::Failed, "run", &error),
+    }
+}
+
+fn schema_failure(error: &MigrateError) -> Failure {
+    let what = "the sink's schema";
+    match error {
+        MigrateError::Postgres(source) | MigrateError::Failed { source, .. } => {
+            Failure::new(Exit::Failed, what, format!("{error}: {}", describe(source)))
+        }
+        _ => Failure::new(Exit::Schema, what, error),
+    }
+}
+
+/// Completes on the first SIGTERM or SIGINT; later ones change nothing, as dynos may send several.
+fn signals() -> Result<impl Future<Output = ()>, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let failed = |error| Failure::new(Exit::Failed, "signals can't be handled", error);
+    let mut term = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => tracing::info!("SIGTERM: finishing what is in hand"),
+            _ = int.recv() => tracing::info!("SIGINT: finishing what is in hand"),
+        }
+    })
+}
+
+/// Brings the sink's schema up.
+pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> {
+    let sink = sink_settings(config.postgres()?, &config)?;
+    let mut client = sink.connect().await.map_err(|error| Failure::new(Exit::Failed, "migrate", error))?;
+    let report = migrate::migrate(&mut client).await.map_err(|error| schema_failure(&error))?;
+    if args.json {
+        let applied: Vec<_> = report
+            .applied
+            .iter()
+            .map(|(number, name)| serde_json::json!({ "number": number, "name": name }))
+            .collect();
+        println!("{}", serde_json::json!({ "version": report.version, "applied": applied }));
+        return Ok(());
+    }
+    for (number, name) in &report.applied {
+        println!("applied {number:04} {name}");
+    }
+    if report.applied.is_empty() {
+        println!("schema version {}: nothing to do", report.version);
+    } else {
+        println!("schema version {}", report.version);
+    }
+    Ok(())
+}
+
+/// Everything on one machine.
+pub(super) async fn demo(_args: DemoArgs) -> Result<(), Failure> {
+    Err(Failure::new(Exit::Failed, "demo", "not wired yet"))
+}
+
+fn micros(duration: Duration) -> Micros {
+    Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)
+}
+
+fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Result<SinkSettings, Failure> {
+    if postgres.pool_mode == PoolMode::Transaction {
+        return Err(Failure::new(
+            Exit::Usage,
+            "postgres.pool_mode",
+            "a pooler in transaction mode is not supported by this version",
+        )
+        .next("point the sink's URL at the server itself, or at a pooler in session mode"));
+    }
+    Ok(SinkSettings {
+        url: postgres.url.expose().clone(),
+        tls: match postgres.sslmode {
+            SslMode::Disable => Tls::Disable,
+            SslMode::Prefer => Tls::Prefer,
+            SslMode::Require => Tls::Require,
+            SslMode::VerifyFull => Tls::VerifyFull,
+        },
+        ca: postgres.ca.clone(),
+        worker: config.worker.name.clone(),
+    })
+}
+
+fn kafka_settings(kafka: &KafkaSettings, config: &Config) -> kafka::KafkaSettings {
+    let mut settings = kafka::KafkaSettings::new(kafka.brokers.clone(), kafka.group.clone());
+    settings.client_id = format!("afterimage/{}", config.worker.name);
+    settings.extra =
+        kafka.extra.iter().map(|(key, value)| (key.clone(), value.expose().clone())).collect::<BTreeMap<_, _>>();
+    settings.tls = kafka.tls.as_ref().map(|tls| kafka::Tls {
+        ca_pem: tls.ca_pem.as_ref().map(|pem| pem.expose().clone()),
+        identity_pem: tls
+            .cert_pem
+            .as_ref()
+            .zip(tls.key_pem.as_ref())
+            .map(|(cert, key)| (cert.expose().clone(), key.expose().clone())),
+        key_password: None,
+        verify_hostname: tls.verify_hostname,
+    });
+    settings
+}
+
+/// Asks the cluster for its topics and maps them to orgs and objects.
+async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<TopicPlan>, Failure> {
+    let failed = |error: kafka::KafkaError| Failure::new(Exit::Failed, "kafka", error);
+    let settings = kafka.clone();
+    let names = tokio::task::spawn_blocking(move || {
+        let metadata = kafka::Metadata::connect(&settings)?;
+        metadata.topics(Duration::from_secs(10), |_| true)
+    })
+    .await
+    .map_err(|error| Failure::new(Exit::Failed, "kafka", error))?
+    .map_err(failed)?;
+    let names: Vec<String> = names.into_iter().map(|topic| topic.name.to_string()).collect();
+    let plan = map_topics(config, &names)
+        .map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
+    for topic in &plan.unmapped {
+        tracing::warn!(%topic, "belongs to no org and is not read: name it under [[org]] if it should be");
+    }
+    metrics::gauge!(crate::telemetry::names::UNMAPPED_TOPICS).set(plan.unmapped.len() as f64);
+    for (org, object) in &plan.idle_objects {
+        tracing::warn!(%org, %object, "[[object]] is configured, but no topic belongs to it");
+    }
+    let topics =
+        plan.complete().map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
+    Ok(topics.into_iter().map(|topic| plan_of(topic, config)).collect())
+}
+
+fn plan_of(topic: TopicMap, config: &Config) -> TopicPlan {
+    let object = topic.object_config;
+    if !object.lookup.is_empty() {
+        tracing::warn!(topic = %topic.topic, "`lookup` has no effect in this version");
+    }
+    TopicPlan {
+        declared: Declared {
+            topic: topic.topic,
+            org: topic.org,
+            object: topic.object,
+            identity: object.identity.as_ref().map(Identity::stored),
+            grace: micros(object.grace),
+        },
+        rules: TopicRules {
+            identity: match object.identity {
+                None => IdentityRule::Auto,
+                Some(Identity::Sfid) => IdentityRule::Sfid,
+                Some(Identity::Key) => IdentityRule::Key,
+                Some(Identity::Columns(columns)) => IdentityRule::Columns(columns),
+            },
+            types: object.types,
+            mask_add: object.mask_add,
+            mask_remove: object.mask_remove,
+            placeholder: config.debezium.placeholder.clone(),
+        },
+        create_window: micros(config.history.create_window),
+    }
+}
