@@ -72,7 +72,7 @@ impl Placeholder {
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |b: u8| char::from(b).to_digit(16);
-    (text.len() % 2 == 0).then(|| {
+    text.len().is_multiple_of(2).then(|| {
         text.as_bytes()
             .chunks(2)
             .map(|pair| Some((digit(*pair.first()?)? * 16 + digit(*pair.get(1)?)?) as u8))
