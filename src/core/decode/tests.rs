@@ -337,6 +337,14 @@ fn junk_is_told_apart() {
 }
 
 #[test]
+fn depth_inside_a_row_is_only_text() {
+    let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let mut decoder = Decoder::new(TopicRules::default());
+    let found = event(&mut decoder, r#"{"id":1}"#, &create(&format!(r#"{{"id":1,"sfid":null,"x":{deep}}}"#)));
+    assert_eq!(field(&decoder, &found, "x"), Some(&text(&deep)));
+}
+
+#[test]
 fn junk_leaves_the_decoder_as_it_was() {
     let mut decoder = Decoder::new(TopicRules::default());
     event(&mut decoder, r#"{"id":1}"#, &create(r#"{"id":1,"sfid":null,"n":5}"#));
