@@ -339,6 +339,7 @@ mod tests {
     fn equality_is_by_value() {
         assert!(Kind::Float8.equal("-0", "0") && Kind::Float8.equal("NaN", "NaN") && Kind::Float8.equal("15.0", "15"));
         assert!(Kind::Float8.equal("1.2345678901234568E17", "1.2345678901234568e+17"));
+        assert!(Kind::Float8.equal("NAN", "NaN") && Kind::Float4.equal("NAN", "NaN"));
         assert!(!Kind::Float8.equal("NaN", "0") && !Kind::Float8.equal("Infinity", "1e999"));
         assert!(Kind::Float4.equal("0.10", "0.1") && !Kind::Float4.equal("0.1", "0.2"));
         assert!(Kind::Numeric.equal("15", "1.5E1") && !Kind::Numeric.equal("9007199254740993", "9007199254740992"));

@@ -3,7 +3,6 @@
 //! A row is drafted without touching the list; only when the whole message proved good is what it taught applied.
 //! So junk leaves no columns behind.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -95,9 +94,13 @@ impl Columns {
     }
 
     pub(super) fn undeclared_numbers(&self) -> impl Iterator<Item = &str> {
-        let both = self.list.iter().zip(&self.types);
-        both.filter(|(_, kind)| **kind == Type::Guess(Seen::Kind(Kind::Numeric)))
-            .map(|(column, _)| column.name.as_ref())
+        let number = Type::Guess(Seen::Kind(Kind::Numeric));
+        let stored = self
+            .list
+            .iter()
+            .zip(&self.types)
+            .filter(move |(column, kind)| **kind == number && column.class == Class::Visible);
+        stored.map(|(column, _)| column.name.as_ref())
     }
 
     pub(super) fn restore(&mut self, name: &str, kind: Kind, rules: &TopicRules, identity: Option<&ResolvedIdentity>) {
@@ -289,18 +292,18 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn add(&mut self, name: &Cow<'_, str>, kind: Type) -> Result<(u16, Class), DecodeError> {
+    fn add(&mut self, name: &str, kind: Type) -> Result<(u16, Class), DecodeError> {
         if name.contains('\0') {
             return Err(DecodeError::new(Reason::BadRow, "a column name that PostgreSQL cannot hold"));
         }
-        if self.changes.added.iter().any(|(column, _)| *column.name == **name) {
+        if self.changes.added.iter().any(|(column, _)| *column.name == *name) {
             return Err(DecodeError::new(Reason::BadRow, "a column comes twice"));
         }
         let index = self.columns.list.len() + self.changes.added.len();
         let too_many = || DecodeError::new(Reason::TooManyColumns, format!("more than {MOST_COLUMNS}"));
         let index = u16::try_from(index).ok().filter(|&i| usize::from(i) < MOST_COLUMNS).ok_or_else(too_many)?;
         let class = class(name, self.rules, self.identity);
-        self.changes.added.push((Column { name: name.as_ref().into(), class, kind: kind.encoding().kind() }, kind));
+        self.changes.added.push((Column { name: name.into(), class, kind: kind.encoding().kind() }, kind));
         Ok((index, class))
     }
 }

@@ -147,11 +147,27 @@ impl Span {
 
 /// Looks at a message. Never fails: junk is a finding too.
 pub fn peek(key: Option<&[u8]>, payload: Option<&[u8]>) -> Peek {
-    let Some(payload) = payload else { return Peek::Tombstone };
-    look(key, payload).unwrap_or_else(Peek::Undecodable)
+    peek_after_block(None, key, payload)
 }
 
-fn look(key: Option<&[u8]>, payload: &[u8]) -> Result<Peek, DecodeError> {
+/// The same, with a schema block that the message is likely to begin with: two thirds of a message are its block,
+/// and comparing it is far cheaper than reading it again.
+pub(super) fn peek_after_block(block: Option<&str>, key: Option<&[u8]>, payload: Option<&[u8]>) -> Peek {
+    let Some(payload) = payload else { return Peek::Tombstone };
+    look(block, key, payload).unwrap_or_else(Peek::Undecodable)
+}
+
+/// `{"schema":<block>,"payload":<rest>}` → (block, rest).
+fn split_block<'m>(text: &'m str, block: &str) -> Option<(&'m str, &'m str)> {
+    let rest = text.strip_prefix("{\"schema\":")?;
+    let (found, rest) = rest.split_at_checked(block.len())?;
+    if found != block {
+        return None;
+    }
+    Some((found, rest.strip_prefix(",\"payload\":")?.strip_suffix('}')?))
+}
+
+fn look(block: Option<&str>, key: Option<&[u8]>, payload: &[u8]) -> Result<Peek, DecodeError> {
     if payload.is_empty() {
         return Err(DecodeError::new(Reason::Empty, "the value has no bytes"));
     }
@@ -161,11 +177,15 @@ fn look(key: Option<&[u8]>, payload: &[u8]) -> Result<Peek, DecodeError> {
     if trimmed == "null" {
         return Ok(Peek::Tombstone);
     }
-    let wire: Wire<'_> = serde_json::from_str(trimmed).map_err(|e| not_an_envelope(&e))?;
-    let (wire, schema) = match wire {
-        Wire { op: None, payload: Found::Null, .. } => return Ok(Peek::Tombstone),
-        Wire { op: None, payload: Found::Some(inner), schema, .. } => (*inner, schema),
-        wire => (wire, None),
+    let split = block.and_then(|block| split_block(trimmed, block));
+    let inner = split.and_then(|(block, rest)| Some((serde_json::from_str::<Wire<'_>>(rest).ok()?, Some(block))));
+    let (wire, schema) = match inner {
+        Some(known) => known,
+        None => match serde_json::from_str(trimmed).map_err(|e| not_an_envelope(&e))? {
+            Wire { op: None, payload: Found::Null, .. } => return Ok(Peek::Tombstone),
+            Wire { op: None, payload: Found::Some(inner), schema, .. } => (*inner, schema.map(RawValue::get)),
+            wire => (wire, None),
+        },
     };
     let Some(op) = wire.op.map(RawValue::get) else { return side_record(key, &wire) };
     let op = match op {
@@ -201,7 +221,7 @@ fn look(key: Option<&[u8]>, payload: &[u8]) -> Result<Peek, DecodeError> {
         after,
         before,
         source: Span::of(text, source.get()).ok_or_else(|| DecodeError::new(Reason::BadSource, "no source"))?,
-        schema: schema.and_then(|s| Span::of(text, s.get())),
+        schema: schema.and_then(|s| Span::of(text, s)),
     }))
 }
 
