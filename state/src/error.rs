@@ -38,9 +38,9 @@ pub enum StateError {
     #[error("mark {offered:?} does not follow {stored:?}")]
     Rewound {
         /// The mark in the store.
-        stored: Mark,
+        stored: Box<Mark>,
         /// The mark in the batch.
-        offered: Mark,
+        offered: Box<Mark>,
     },
     /// Records for a position that has no mark, neither in the store nor in the batch: nobody could ever say
     /// what they are worth. Nothing was written.

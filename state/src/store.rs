@@ -8,19 +8,12 @@ use std::{
 
 use rocksdb::{DB, ReadOptions, properties};
 
-use crate::{
-    Mark, PositionId, RecordKey, StateError, StateOptions, WriteBatch,
-    directory::Directory,
-    layout,
-    options::{self, Engine},
-};
+use crate::{Mark, PositionId, RecordKey, StateError, StateOptions, WriteBatch, directory::Directory, layout, options};
 
 /// Images and marks of every position this process has worked on. One per directory; share it by `Arc`.
 pub struct Store {
     // Fields drop in this order: RocksDB is closed before the directory is unlocked.
     db: DB,
-    cache: rocksdb::Cache,
-    capacity: usize,
     images: PathBuf,
     /// Every stored mark. Its lock is the writers' lock: what is checked against the marks is written before
     /// they can change. Readers of records don't take it.
@@ -38,7 +31,7 @@ pub struct Stats {
     pub keys: u64,
     /// Bytes of live table files.
     pub disk_bytes: u64,
-    /// Bytes of memory in use: blocks, indexes, filters and write buffers.
+    /// Bytes of memory in use: blocks, indexes, filters and write buffers, in the cache or outside it.
     pub memory_bytes: u64,
     /// The part of it that is write buffers.
     pub write_buffer_bytes: u64,
@@ -60,14 +53,14 @@ impl Store {
     pub fn open(dir: &Path, options: &StateOptions) -> Result<Store, StateError> {
         let directory = Directory::open(dir)?;
         let images = directory.images();
-        let Engine { options, cache, capacity } = options::engine(options);
+        let options = options::engine(options);
         // Named, since batched reads want the family's handle; with its options, since it would get RocksDB's
         // defaults otherwise.
         let families = [(rocksdb::DEFAULT_COLUMN_FAMILY_NAME, options.clone())];
         let db = DB::open_cf_with_opts(&options, &images, families)
             .map_err(|error| StateError::engine("open", &images, error))?;
         let marks = Mutex::new(read_marks(&db, &images)?);
-        Ok(Store { db, cache, capacity, images, marks, poison: OnceLock::new(), directory })
+        Ok(Store { db, images, marks, poison: OnceLock::new(), directory })
     }
 
     /// Who this disk is: a UUID made with the directory and kept in it, also by [`wipe`](crate::wipe).
@@ -128,7 +121,9 @@ impl Store {
         let mut stored = self.marks_lock()?;
         for (position, &offered) in &batch.marks {
             match stored.get(position) {
-                Some(&stored) if !follows(&stored, &offered) => return Err(StateError::Rewound { stored, offered }),
+                Some(&stored) if !follows(&stored, &offered) => {
+                    return Err(StateError::Rewound { stored: stored.into(), offered: offered.into() });
+                }
                 _ => {}
             }
         }
@@ -174,9 +169,9 @@ impl Store {
             positions: self.marks.lock().map_or(0, |marks| marks.len()),
             keys: number(properties::ESTIMATE_NUM_KEYS),
             disk_bytes: number(properties::LIVE_SST_FILES_SIZE),
-            memory_bytes: self.cache.get_usage() as u64,
+            memory_bytes: number(properties::BLOCK_CACHE_USAGE) + number(properties::ESTIMATE_TABLE_READERS_MEM),
             write_buffer_bytes: number(properties::SIZE_ALL_MEM_TABLES),
-            memory_capacity: self.capacity as u64,
+            memory_capacity: number(properties::BLOCK_CACHE_CAPACITY),
             compaction_debt_bytes: number(properties::ESTIMATE_PENDING_COMPACTION_BYTES),
         }
     }

@@ -110,7 +110,7 @@ fn a_mark_that_does_not_follow_is_refused_with_its_whole_batch() {
         store.commit(batch).unwrap();
         let error = offer(&store, offered).unwrap_err();
         assert!(
-            matches!(error, StateError::Rewound { stored: s, offered: o } if s == stored && o == offered),
+            matches!(error, StateError::Rewound { stored: s, offered: o } if *s == stored && *o == offered),
             "{name}"
         );
         // Nothing of it is there, the other position's part included, and the store lives on.
@@ -182,9 +182,10 @@ fn clearing_takes_one_position_with_its_mark_and_no_other() {
 #[test]
 fn memory_stays_within_the_budget_with_256_positions() {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let memory = 8 << 20;
+    let store = Store::open(dir.path(), &StateOptions { memory, ..Default::default() }).unwrap();
     let mut most = 0;
-    for round in 0..40u32 {
+    for round in 0..60u32 {
         let mut batch = WriteBatch::new();
         for position in 1..=256 {
             batch.mark(mark(position, 1, i64::from(round)));
@@ -199,10 +200,27 @@ fn memory_stays_within_the_budget_with_256_positions() {
         most = most.max(store.stats().memory_bytes);
     }
     let stats = store.stats();
-    assert_eq!((stats.positions, stats.memory_capacity), (256, StateOptions::LEAST_MEMORY as u64));
+    assert_eq!((stats.positions, stats.memory_capacity), (256, memory as u64));
     assert!(stats.disk_bytes > 2 * stats.memory_capacity, "the data must not fit: {stats:?}");
-    assert!(most > stats.memory_capacity / 8, "memory must be accounted for at all: {most}");
-    assert!(most <= stats.memory_capacity * 5 / 4, "{most} of {stats:?}");
+    // A batch is inserted whole, whatever room is left, and flushes lag behind on a busy machine.
+    assert!(most <= stats.memory_capacity * 3 / 2, "{most} of {stats:?}");
+}
+
+/// Nothing is cached yet: whatever memory the cache counts is the write buffers'.
+#[test]
+fn write_buffers_are_charged_to_the_one_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), &StateOptions::default()).unwrap();
+    assert_eq!(store.stats().memory_capacity, StateOptions::MEMORY as u64);
+    let mut batch = WriteBatch::new();
+    batch.mark(mark(1, 1, 1));
+    for record in 0..4096 {
+        batch.put(&key(1, record), &noise(record, 1024));
+    }
+    store.commit(batch).unwrap();
+    let stats = store.stats();
+    assert!(stats.write_buffer_bytes >= 4 << 20, "{stats:?}");
+    assert!(stats.memory_bytes >= 4 << 20, "{stats:?}");
 }
 
 /// What the child of the next test does: commit until the disk is full, then see the store refuse itself.
