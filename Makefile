@@ -22,7 +22,7 @@ help: ## This list
 .PHONY: demo
 demo: ## Everything on one machine, nothing to configure; ARGS="--help" lists its options
 	@.ci/packages build
-	@cargo build --quiet
+	@cargo build
 	@exec $(TARGET)/debug/afterimage demo $(ARGS)
 
 .PHONY: build
