@@ -36,7 +36,7 @@ test: ## Formatting, lints, licences, and all tests on real Kafka, PostgreSQL an
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 	@$(MAKE) deny
-	cargo test --locked --workspace --features java-tests $(ARGS)
+	cargo test --locked --workspace --no-fail-fast --features java-tests $(ARGS)
 
 .PHONY: fmt
 fmt: ## Formats all code

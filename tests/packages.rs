@@ -167,7 +167,9 @@ fn a_newly_installed_postgres_makes_no_cluster() {
 fn a_failing_apt_is_told() {
     let machine = Machine::new(0, &["libssl-dev"]);
     machine.tool("apt-get", "exit 100");
-    assert_ne!(machine.packages("build").0, Some(0));
+    let (code, said) = machine.packages("build");
+    assert_eq!(code, Some(2));
+    assert!(said.contains("apt-get install libclang-dev zlib1g-dev pkg-config\n"), "{said}");
 }
 
 #[test]

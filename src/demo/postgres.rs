@@ -302,12 +302,15 @@ pub fn sweep_stale() -> usize {
     scratch::sweep_stale(PREFIX)
 }
 
-/// A TCP port on 127.0.0.1 that was free a moment ago.
+/// A TCP port on 127.0.0.1 that was free a moment ago. It is taken from below the range the kernel hands to outgoing
+/// connections: a server that comes up seconds later, or again after a crash, must not find a client on its port.
 ///
 /// # Errors
 /// When the system has none.
 pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port))?.local_addr();
+    let drawn = (0..64).find_map(|_| bind(rand::random_range(15_000..32_000)).ok());
+    Ok(drawn.map_or_else(|| bind(0), Ok)?.port())
 }
 
 /// `true` when the server says "ready" in its pid file (the state it writes once it accepts connections, the one
