@@ -1,1 +1,5 @@
 //! demo
+
+pub mod child;
+pub mod postgres;
+pub mod scratch;
