@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! BEGIN, limits                      nothing outlives the transaction (D6)
-//! COPY delta, keyframe, late, dead   appends: no lock is held yet
+//! COPY delta, keyframe, late, dead   appends: no lock is held yet (after the take-overs, if there are any)
 //! SELECT … FOR NO KEY UPDATE         own positions and donors, sorted
 //!   inval_seq moved?                 someone took records of ours: forget them; if this batch judged one, undo
 //!   records taken over?              home, floor and newest version must still be as seen; tell the donor
@@ -133,11 +133,20 @@ pub async fn commit(
              SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL synchronous_commit = on",
         )
         .await?;
-    append(&transaction, batches).await?;
+    let takes_over = batches.iter().any(|batch| batch.takes_over());
     let mut known = Committed::default();
+    if !takes_over {
+        append(&transaction, batches).await?;
+    }
     let mut expected = lock(&transaction, batches, held, &mut known).await?;
+    if takes_over {
+        // The newest versions must be those that were read: compared before this batch adds its own.
+        for batch in batches {
+            take_over(&transaction, batch, &mut expected).await?;
+        }
+        append(&transaction, batches).await?;
+    }
     for batch in batches {
-        take_over(&transaction, batch, &mut expected).await?;
         settle(&transaction, batch).await?;
     }
     advance(&transaction, batches, held, &expected).await?;
@@ -305,8 +314,9 @@ FROM unnest($1::int[], $2::int[], $3::int[], $4::bigint[], $5::timestamptz[], $6
   AS t(rid, home, seen_home, floor_lsn, floor_ts, seq, position_id, \"offset\")
 WHERE r.rid = t.rid AND r.home IS NOT DISTINCT FROM t.seen_home
   AND r.floor_lsn = t.floor_lsn AND r.floor_ts IS NOT DISTINCT FROM t.floor_ts
-  AND (SELECT (h.seq, h.position_id, h.\"offset\") FROM afterimage.head_id(r.rid) h)
-      IS NOT DISTINCT FROM CASE WHEN t.seq IS NULL THEN NULL ELSE (t.seq, t.position_id, t.\"offset\") END";
+  AND EXISTS (SELECT 1 FROM afterimage.head_id(r.rid) h
+              WHERE h.seq IS NOT DISTINCT FROM t.seq AND h.position_id IS NOT DISTINCT FROM t.position_id
+                AND h.\"offset\" IS NOT DISTINCT FROM t.\"offset\")";
 
 /// Takes records over: they must be as they were read, and their donors learn of it (D9).
 async fn take_over(

@@ -64,7 +64,7 @@ impl Group {
             return Ok(arrived);
         }
         let mut gone: HashSet<(PositionId, Box<str>)> = HashSet::new();
-        let mut keys: BTreeMap<Box<str>, PositionId> = BTreeMap::new();
+        let mut keys: BTreeSet<(PositionId, Box<str>)> = BTreeSet::new();
         let mut rest = Vec::with_capacity(arrived.len());
         for one in arrived {
             let Some(task) = self.tasks.get_mut(&one.partition) else { continue };
@@ -77,20 +77,18 @@ impl Group {
                 if let Some(identity) = &event.identity {
                     gone.insert((task.position_id, identity.clone()));
                 }
-                // The record that held this key then: it lost it, or was deleted under it.
-                keys.insert(event.key.clone(), task.position_id);
+                // And whoever held this key: it lost it, or was deleted under it.
+                keys.insert((task.position_id, event.key.clone()));
             }
         }
-        if !keys.is_empty() {
-            let wanted: Vec<&str> = keys.keys().map(|key| &**key).collect();
-            for (key, slot) in self.lookup_keys(&wanted)? {
-                let Some(position) = keys.get(&key) else { continue };
-                let old = slot.old.map(|old| old.identity);
-                gone.extend(slot.owner.into_iter().chain(old).map(|identity| (*position, identity)));
-            }
-        }
-        counter!(names::STATE_INVALIDATED, "reason" => "catch_up").increment(gone.len() as u64);
         let object_id = self.parts.source.object_id;
+        let wanted: Vec<(PositionId, &str)> = keys.iter().map(|(position, key)| (*position, &**key)).collect();
+        let holders = self.parts.images.holders(object_id, &wanted).map_err(|error| {
+            tracing::error!(%error, "the image store cannot be read");
+            Ended
+        })?;
+        gone.extend(wanted.iter().zip(holders).filter_map(|((position, _), holder)| Some((*position, holder?))));
+        counter!(names::STATE_INVALIDATED, "reason" => "catch_up").increment(gone.len() as u64);
         let gone: Vec<_> = gone
             .into_iter()
             .map(|(position_id, identity)| crate::postgres::commit::Invalidated { position_id, object_id, identity })

@@ -46,6 +46,20 @@ impl Images {
             .collect())
     }
 
+    /// The records that were last put under these keys here; entries outlive their records' moves, so the
+    /// answer may name too many, never too few.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn holders(&self, object_id: i16, keys: &[(PositionId, &str)]) -> Result<Vec<Option<Box<str>>>, StateError> {
+        let wanted: Vec<RecordKey> = keys
+            .iter()
+            .map(|(position, key)| RecordKey::row_key(StoreId(*position), object_id, key.as_bytes()))
+            .collect();
+        let found = self.store.multi_get(&wanted)?;
+        Ok(found.into_iter().map(|bytes| Some(String::from_utf8(bytes?).ok()?.into())).collect())
+    }
+
     /// What a committed batch leaves: its records under their homes, nothing under homes they left, nothing of
     /// what others took over, and the new marks; atomically.
     ///
@@ -69,6 +83,10 @@ impl Images {
             }
             if let Some(home) = one.record.home {
                 batch.put(&key(home), &encode(&one.record));
+                if let Some(row_key) = &one.record.row_key {
+                    let holder = RecordKey::row_key(StoreId(home), object_id, row_key.as_bytes());
+                    batch.put(&holder, one.identity.as_bytes());
+                }
             }
         }
         for mark in marks {
