@@ -36,8 +36,8 @@ return (
   select coalesce(jsonb_object_agg(c.name, afterimage.typed(e.value, c.types -> -1 ->> 'type')), '{}')
   from jsonb_each($2) e
   join afterimage.field c on c.object_id = $1 and c.field_no = e.key::smallint
-  where c.class = 'v' and e.value <> 'null'::jsonb);
-comment on function afterimage.show(smallint, jsonb) is 'A fold as the public views show it: visible fields that are not null, by name.';
+  where c.class = 'v');
+comment on function afterimage.show(smallint, jsonb) is 'A fold as the public views show it: every visible field observed so far, by name; null where it is null.';
 
 create function afterimage.change_set(object_id smallint, rid int, kf int, d bytea) returns jsonb
 language sql stable parallel safe
