@@ -3,3 +3,4 @@
 pub mod child;
 pub mod postgres;
 pub mod scratch;
+pub mod simulator;

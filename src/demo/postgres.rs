@@ -145,8 +145,9 @@ impl PrivatePostgres {
     /// # Errors
     /// When the server refuses: the name exists, or a session is connected to `template1`.
     pub async fn create_database(&self, name: &str) -> Result<()> {
-        let (client, connection) =
-            tokio_postgres::connect(&self.url("postgres"), tokio_postgres::NoTls).await.context("private PostgreSQL")?;
+        let (client, connection) = tokio_postgres::connect(&self.url("postgres"), tokio_postgres::NoTls)
+            .await
+            .context("private PostgreSQL")?;
         let connection = tokio::spawn(connection);
         let quoted = name.replace('"', "\"\"");
         let made = client.batch_execute(&format!("CREATE DATABASE \"{quoted}\"")).await;
@@ -365,7 +366,9 @@ fn find_binaries() -> Result<PathBuf> {
     for dir in on_path.chain(debian.into_iter().map(|(_, dir)| dir)) {
         match major_version(&dir) {
             Some(major) if major >= OLDEST_MAJOR => return Ok(dir),
-            major => tried.push(format!("{} (version {})", dir.display(), major.map_or("unknown".into(), |m| m.to_string()))),
+            major => {
+                tried.push(format!("{} (version {})", dir.display(), major.map_or("unknown".into(), |m| m.to_string())))
+            }
         }
     }
     if tried.is_empty() {
@@ -449,12 +452,16 @@ mod tests {
 
         let (client, connection) = tokio_postgres::connect(&server.url("plain"), tokio_postgres::NoTls).await.unwrap();
         let connection = tokio::spawn(connection);
-        let shown = async |name: &str| -> String { client.query_one(&format!("SHOW {name}"), &[]).await.unwrap().get(0) };
+        let shown =
+            async |name: &str| -> String { client.query_one(&format!("SHOW {name}"), &[]).await.unwrap().get(0) };
         assert_eq!(shown("wal_level").await, "logical");
         assert_eq!(shown("work_mem").await, "5MB");
         assert_eq!(shown("server_encoding").await, "UTF8");
         assert_eq!(shown("listen_addresses").await, "127.0.0.1");
-        client.batch_execute("CREATE TABLE kept AS SELECT 7 AS n; CHECKPOINT; INSERT INTO kept VALUES (8)").await.unwrap();
+        client
+            .batch_execute("CREATE TABLE kept AS SELECT 7 AS n; CHECKPOINT; INSERT INTO kept VALUES (8)")
+            .await
+            .unwrap();
 
         let port = server.port();
         server.crash().unwrap();

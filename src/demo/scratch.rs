@@ -164,7 +164,8 @@ fn end_leftover_servers(dir: &Path) {
         let cmdline = fs::read(process.path().join("cmdline")).unwrap_or_default();
         let mut words = cmdline.split(|byte| *byte == 0);
         let program = words.next().and_then(|word| std::str::from_utf8(word).ok()).unwrap_or_default();
-        let serves_it = words.any(|word| std::str::from_utf8(word).is_ok_and(|word| Path::new(word).starts_with(wanted)));
+        let serves_it =
+            words.any(|word| std::str::from_utf8(word).is_ok_and(|word| Path::new(word).starts_with(wanted)));
         if serves_it && Path::new(program).file_name().is_some_and(|name| name == "postgres" || name == "java") {
             tracing::warn!(pid, path = wanted, "ending a server whose owner is gone");
             let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
