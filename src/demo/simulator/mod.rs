@@ -331,7 +331,7 @@ impl Simulator {
         }
         // Every third repeat is a plain re-read; the others were touched in Salesforce, so that only stamps differ.
         let is_change = self.account_events == 0 || row.cells != self.account.cells;
-        if is_change || self.account_events % 3 != 0 {
+        if is_change || !self.account_events.is_multiple_of(3) {
             let moment = self.now - 30 * SECOND;
             self.stamp(table, &mut row, moment);
         }
@@ -387,7 +387,7 @@ impl Simulator {
         *seen += 1;
         let stride = (self.options.events / 4_000).max(1);
         let copies = self.copies.entry(spec.object).or_default();
-        if *seen % stride == 0 && copies.len() < SAMPLES_PER_OBJECT {
+        if seen.is_multiple_of(stride) && copies.len() < SAMPLES_PER_OBJECT {
             copies.push(FullCopy { columns: row.full(spec).iter().map(Value::sql_text).collect() });
         }
         let key = envelope::key(&self.tables[table], row.id);
