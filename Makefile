@@ -1,0 +1,67 @@
+# afterimage: two commands on a fresh machine, `make demo` and `make test`. Both find and install what is missing.
+# All cargo calls share one profile and one target directory, so that RocksDB is compiled once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# rustup's place, behind whatever the caller prefers.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+export CARGO_TERM_COLOR ?= auto
+
+# Where cargo builds: the caller's choice, or ./target.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+DENY_VERSION := 0.20.2
+DENY := $(TARGET)/tools/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: ## Everything on one machine, nothing to configure; ARGS="--help" lists its options
+	@.ci/packages build
+	@cargo build --quiet
+	@exec $(TARGET)/debug/afterimage demo $(ARGS)
+
+.PHONY: build
+build: ## The program, as target/debug/afterimage
+	@.ci/packages build
+	cargo build
+
+.PHONY: test
+test: ## Formatting, lints, licences, and all tests on real Kafka, PostgreSQL and Debezium
+	@.ci/packages test
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+	@$(MAKE) deny
+	cargo test --locked --workspace --features java-tests $(ARGS)
+
+.PHONY: fmt
+fmt: ## Formats all code
+	cargo fmt --all
+
+.PHONY: lint
+lint: ## Formatting and clippy, warnings denied
+	@.ci/packages build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+
+# Licences, banned and duplicate crates, sources. Advisories need a database from the network: not here.
+.PHONY: deny
+deny: $(DENY) ## Licences, bans and sources of all dependencies
+	$(DENY) --log-level error --all-features --config .deny.toml check --show-stats licenses bans sources
+
+# Unoptimised: it runs for a second, and compiles five times faster. It has a target directory of its own, because the
+# workspace's profiles are not for it, and that is removed when it is built.
+$(DENY):
+	@echo "building cargo-deny $(DENY_VERSION), once"
+	CARGO_TARGET_DIR=$(TARGET)/tools/build CARGO_PROFILE_DEV_DEBUG=0 \
+	  cargo install --quiet --locked --debug --no-default-features cargo-deny@$(DENY_VERSION) \
+	  --root $(TARGET)/tools/cargo-deny-$(DENY_VERSION)
+	@rm -rf $(TARGET)/tools/build
+
+.PHONY: clean-state
+clean-state: ## Removes what killed demos and tests left in the temporary directory
+	@.ci/sweep
