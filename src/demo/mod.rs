@@ -255,3 +255,6 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -213,4 +213,6 @@ impl DemoReport {
 }
 
 #[cfg(test)]
+mod gather_tests;
+#[cfg(test)]
 mod tests;
