@@ -114,6 +114,92 @@ fn nothing_is_left_of_a_killed_demo() {
     played.assert_nothing_is_left();
 }
 
+/// Stand-ins for the public views over a table that the worker below writes.
+const VIEWS: &str = r#"
+create schema afterimage; create schema emea_history;
+set search_path = afterimage;
+create table positions(topic text, partition int, incarnation int default 0, first_offset bigint default 0, next_offset bigint, primary key(topic, partition));
+create view outcomes as select topic, partition, incarnation, 'noop' as outcome, 'identical' as reason, next_offset as events from positions;
+create table changes(org text, object text, sfid text, seq int, op text, at timestamptz, changes jsonb);
+create table records(org text, object text, sfid text, status text, seq int, image jsonb);
+create table dead_letters(); create table gaps(); create table late_events();
+create table record(rid int primary key); create table keyframe(rid int primary key);
+create table delta(at timestamptz) partition by range(at);
+create table emea_history.account(name text, sfid text, score__c float8, external_id__c text, id int);
+"#;
+
+/// Set in the copy of the test binary that plays a worker: its configuration file.
+const PLAY_WORKER: &str = "AFTERIMAGE_TEST_PLAY_WORKER";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_message_is_lost_on_the_way_to_a_worker() {
+    let dir = ScratchDir::create("afterimage-test-feed").unwrap();
+    let (product, views) = (dir.path().join("product"), dir.path().join("views.sql"));
+    fs::write(&views, VIEWS).unwrap();
+    let script = format!(
+        r#"#!/bin/sh
+case "$1" in
+migrate)
+  psql=$(command -v psql || ls -d /usr/lib/postgresql/*/bin/psql | tail -1)
+  exec "$psql" -q -v ON_ERROR_STOP=1 -f '{}' "$3" ;;
+run) {PLAY_WORKER}="$3" exec '{}' --exact demo::tests::play_the_worker --nocapture ;;
+esac
+"#,
+        views.display(),
+        std::env::current_exe().unwrap().display()
+    );
+    fs::write(&product, script).unwrap();
+    fs::set_permissions(&product, fs::Permissions::from_mode(0o755)).unwrap();
+    let orgs = vec!["emea".to_string(), "apac".to_string()];
+    // With schema blocks, more bytes per partition than the broker keeps.
+    let options = DemoOptions { events: 12_000, seed: 1, orgs, workers: 1, keep: false, json: true };
+    let report = run(options, WorkerCommand { program: product }).await.unwrap();
+    assert!(report.conservation.broken.is_empty(), "{report}");
+    assert_eq!(report.conservation.messages, report.emitted.messages as i64);
+    assert!(!report.ok(), "this worker stores no history, and the report must say so");
+}
+
+/// Not a test by itself: a worker that reads everything, stores nothing but its positions, and ends if an offset is
+/// missing; a no-op without its variable.
+#[tokio::test(flavor = "multi_thread")]
+async fn play_the_worker() {
+    use rdkafka::Message as _;
+    use rdkafka::consumer::{BaseConsumer, Consumer as _};
+    use std::collections::BTreeMap;
+
+    let Some(config) = std::env::var_os(PLAY_WORKER) else { return };
+    let config: toml::Table = fs::read_to_string(config).unwrap().parse().unwrap();
+    let sink = Sink::connect(config["postgres"]["url"].as_str().unwrap()).await.unwrap();
+    let consumer: BaseConsumer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", config["kafka"]["brokers"].as_str().unwrap())
+        .set("group.id", "played")
+        .set("auto.offset.reset", "earliest")
+        .create()
+        .unwrap();
+    consumer.subscribe(&["^calm_connector_.*"]).unwrap();
+    let mut next: BTreeMap<(String, i32), i64> = BTreeMap::new();
+    let mut uncommitted = 0;
+    loop {
+        let message = consumer.poll(Duration::from_millis(20));
+        if let Some(message) = &message {
+            let message = message.as_ref().unwrap();
+            let expected = next.entry((message.topic().to_string(), message.partition())).or_default();
+            assert_eq!(message.offset(), *expected, "{}/{}", message.topic(), message.partition());
+            *expected += 1;
+            uncommitted += 1;
+        }
+        // Slowly enough that the feed has to wait.
+        if uncommitted >= 2_000 || (message.is_none() && uncommitted > 0) {
+            for ((topic, partition), next) in &next {
+                let upsert = "insert into afterimage.positions(topic, partition, next_offset) values ($1, $2, $3) \
+                              on conflict (topic, partition) do update set next_offset = excluded.next_offset";
+                sink.client().execute(upsert, &[topic, partition, next]).await.unwrap();
+            }
+            uncommitted = 0;
+        }
+    }
+}
+
 /// Not a test by itself: the demo that the tests above end, a no-op without them.
 #[tokio::test(flavor = "multi_thread")]
 async fn play_the_demo() {

@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn a_worker_is_asked_to_finish_and_waited_for() {
         let dir = ScratchDir::create("afterimage-demo-test").unwrap();
-        let script = r#"trap 'echo finished; exit 0' TERM; echo "$@"; while :; do sleep 0.02; done"#;
+        let script = r#"trap 'echo finished; exit 0' TERM; echo "$@" "${CARGO_MANIFEST_DIR-clean}"; while :; do sleep 0.02; done"#;
         let mut workers = start(&dir, script);
         let deadline = Instant::now() + PATIENCE;
         while !log(&dir).contains("run --config") {
@@ -187,6 +187,7 @@ mod tests {
             std::thread::yield_now();
         }
         workers.check().unwrap();
+        assert!(log(&dir).contains("clean"), "variables of this process must not reach a worker: {}", log(&dir));
         let ends = workers.stop();
         assert!(ends[0].1.is_some_and(|status| status.success()), "{ends:?}");
         assert!(log(&dir).ends_with("finished\n"));

@@ -494,4 +494,6 @@ fn whole_second(moment: Micros) -> Micros {
 }
 
 #[cfg(test)]
+mod reader_tests;
+#[cfg(test)]
 mod tests;
