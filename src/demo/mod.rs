@@ -101,7 +101,7 @@ async fn tell(options: &DemoOptions, worker: &WorkerCommand) -> Result<(Stage, D
     postgres.create_database(DATABASE).await?;
     let url = postgres.url(DATABASE);
     let broker = EmbeddedBroker::start(topics.iter().map(|topic| &*topic.name), partitions)?;
-    workers::migrate(worker, &url, dir.path())?;
+    workers::migrate(worker, &url, dir.path()).await?;
 
     progress.phase("starting workers");
     let mut workers = Workers::default();

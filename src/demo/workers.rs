@@ -96,21 +96,39 @@ impl Drop for Workers {
     }
 }
 
-/// Runs `afterimage migrate` on a database, to its end.
+/// Runs `afterimage migrate` on a database, to its end. Dropping the future kills it.
 ///
 /// # Errors
 /// When it fails, with its output.
-pub fn migrate(worker: &WorkerCommand, url: &str, dir: &Path) -> Result<()> {
+pub async fn migrate(worker: &WorkerCommand, url: &str, dir: &Path) -> Result<()> {
+    let log = dir.join("migrate.log");
+    let output = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
     let mut command = command(worker, ["migrate", "--url", url].map(OsStr::new), Some(dir));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     let child = child::spawn_bound(command, LastSignal::Kill)
         .with_context(|| format!("cannot start {}", worker.program.display()))?;
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        let said = [output.stdout, output.stderr].concat();
-        bail!("afterimage migrate ended with {}:\n{}", output.status, String::from_utf8_lossy(&said).trim_end());
+    let mut running = Running(child);
+    let status = loop {
+        if let Some(status) = running.0.try_wait()? {
+            break status;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    if !status.success() {
+        bail!("afterimage migrate ended with {status}:\n{}", tail(&log));
     }
     Ok(())
+}
+
+/// A child that is killed when nobody waits for it any more.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A child that has been waited for is not signalled: the standard library knows.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn command<'a>(worker: &WorkerCommand, arguments: impl IntoIterator<Item = &'a OsStr>, dir: Option<&Path>) -> Command {
@@ -208,12 +226,15 @@ mod tests {
         assert!(error.contains("demo-1") && error.contains("no such topic"), "{error}");
     }
 
-    #[test]
-    fn a_failed_migration_is_told_with_its_output() {
+    #[tokio::test]
+    async fn a_failed_migration_is_told_with_its_output() {
         let dir = ScratchDir::create("afterimage-demo-test").unwrap();
         let url = "postgres://127.0.0.1/x";
-        migrate(&stand_in(&dir, r#"[ "$*" = "migrate --url postgres://127.0.0.1/x" ]"#), url, dir.path()).unwrap();
-        let error = migrate(&stand_in(&dir, "echo too old >&2; exit 3"), url, dir.path()).unwrap_err().to_string();
+        migrate(&stand_in(&dir, r#"[ "$*" = "migrate --url postgres://127.0.0.1/x" ]"#), url, dir.path())
+            .await
+            .unwrap();
+        let error =
+            migrate(&stand_in(&dir, "echo too old >&2; exit 3"), url, dir.path()).await.unwrap_err().to_string();
         assert!(error.contains("too old"), "{error}");
     }
 }

@@ -103,10 +103,10 @@ fn shown(table: &Table) -> impl Iterator<Item = (usize, &'static super::tables::
 }
 
 fn draft(table: &Table, op: char, before: &str, after: &str, at: SourcePoint) -> Draft {
-    let mut head = String::with_capacity(2_000);
+    let mut head = String::with_capacity(1_000 + before.len() + after.len() + table.schema_block.len());
     if table.with_schema {
         head.push_str(r#"{"schema":"#);
-        write_schema(table, &mut head);
+        head.push_str(&table.schema_block);
         head.push_str(r#","payload":"#);
     }
     let sequence = json_string(&format!(r#"["{}","{}"]"#, at.last_commit, at.lsn));
@@ -133,7 +133,9 @@ fn draft(table: &Table, op: char, before: &str, after: &str, at: SourcePoint) ->
     Draft { head, wrapped: table.with_schema }
 }
 
-fn write_schema(table: &Table, out: &mut String) {
+/// The schema block of a table's messages, for the columns that are mapped now.
+pub fn schema_block(table: &Table) -> String {
+    let mut out = String::with_capacity(8_000);
     let mut row = String::with_capacity(3_000);
     for (_, column) in shown(table) {
         if !row.is_empty() {
@@ -156,6 +158,7 @@ fn write_schema(table: &Table, out: &mut String) {
     }
     out.push_str(SOURCE_SCHEMA);
     _ = write!(out, r#"],"optional":false,"name":"{}.Envelope","version":2}}"#, table.topic);
+    out
 }
 
 /// The schemas of `source`, `transaction`, `op` and the processing times, the same in every topic.

@@ -427,7 +427,9 @@ impl Simulator {
         if self.recent.len() == REDELIVERED {
             self.recent.pop_front();
         }
-        self.recent.push_back((SimMessage { value: None, ..message.clone() }, draft));
+        let without_value =
+            SimMessage { value: None, topic: message.topic.clone(), key: message.key.clone(), ..message };
+        self.recent.push_back((without_value, draft));
         self.totals.messages += 1;
         self.out.push_back(message);
     }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::envelope;
 use super::tables::{Mapped, Role, TableSpec};
 use super::values::{Micros, Value};
 
@@ -124,6 +125,8 @@ pub struct Table {
     pub shows_truncate: bool,
     /// Which columns are mapped now.
     pub shown: Vec<bool>,
+    /// The schema block for these columns, made once for all messages until a mapping changes.
+    pub schema_block: String,
     /// The rows.
     pub rows: Rows,
     /// Rows deleted in Salesforce, oldest first, with the time of the delete.
@@ -134,7 +137,7 @@ pub struct Table {
 impl Table {
     /// An empty table.
     pub fn new(org: &str, connector: &str, spec: &'static TableSpec, with_schema: bool) -> Table {
-        Table {
+        let mut table = Table {
             org: org.to_string(),
             connector: connector.to_string(),
             spec,
@@ -144,8 +147,21 @@ impl Table {
             shown: spec.columns.iter().map(|column| column.mapped != Mapped::AddedLater).collect(),
             rows: Rows::default(),
             bin: Vec::new(),
+            schema_block: String::new(),
             next_id: 1,
+        };
+        table.schema_block = envelope::schema_block(&table);
+        table
+    }
+
+    /// Columns enter or leave the mapping.
+    pub fn set_mapped(&mut self, which: Mapped, shown: bool) {
+        for (index, column) in self.spec.columns.iter().enumerate() {
+            if column.mapped == which {
+                self.shown[index] = shown;
+            }
         }
+        self.schema_block = envelope::schema_block(self);
     }
 
     /// The next value of the id sequence.

@@ -208,3 +208,20 @@ fn an_org_without_schema_block_has_its_ambiguous_columns_declared() {
         assert!(!tables::declared_types(topic.object).is_empty());
     }
 }
+
+#[test]
+fn a_reload_waits_for_the_transactions_that_have_written_to_the_table() {
+    let open = |simulator: &Simulator| {
+        let late = simulator.steps.iter().find(|Reverse(step)| matches!(step.step, Step::LateCommit { .. }));
+        late.map(|Reverse(step)| step.table)
+    };
+    let mut simulator = Simulator::new(5, SimOptions::new(12_000));
+    let table = loop {
+        assert!(simulator.happen(), "no transaction committed late");
+        if let Some(table) = open(&simulator) {
+            break table;
+        }
+    };
+    simulator.upheave(Upheaval::ReloadByDelete { table });
+    assert_eq!(open(&simulator), None);
+}

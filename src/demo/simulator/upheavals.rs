@@ -60,7 +60,7 @@ impl Simulator {
             Upheaval::FieldAdded { table } => self.field_added(table),
             Upheaval::FieldRemoved { table } => {
                 self.note("M");
-                self.set_mapped(table, Mapped::RemovedLater, false);
+                self.tables[table].set_mapped(Mapped::RemovedLater, false);
             }
             Upheaval::ReloadByDelete { table } => self.reload_by_delete(table),
             Upheaval::ReloadByTruncate { table } => self.reload_by_truncate(table),
@@ -71,7 +71,7 @@ impl Simulator {
     fn field_added(&mut self, table: usize) {
         self.note("L");
         self.finish_open_transactions(table);
-        self.set_mapped(table, Mapped::AddedLater, true);
+        self.tables[table].set_mapped(Mapped::AddedLater, true);
         let spec = self.tables[table].spec;
         let added: Vec<usize> =
             (0..spec.columns.len()).filter(|&index| spec.columns[index].mapped == Mapped::AddedLater).collect();
@@ -87,15 +87,6 @@ impl Simulator {
             }
             self.put_back(table, &row);
             self.emit_upsert(table, 'u', &row, Some(&added));
-        }
-    }
-
-    fn set_mapped(&mut self, table: usize, which: Mapped, shown: bool) {
-        let state = &mut self.tables[table];
-        for (index, column) in state.spec.columns.iter().enumerate() {
-            if column.mapped == which {
-                state.shown[index] = shown;
-            }
         }
     }
 
