@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::args::{DemoArgs, MigrateArgs};
+use super::args::MigrateArgs;
 use super::failure::{Exit, Failure};
 use crate::config::{Config, Identity, KafkaSettings, PoolMode, PostgresSettings, SslMode, TopicMap, map_topics};
 use crate::core::decode::{IdentityRule, TopicRules};
 use crate::core::event::Micros;
+use crate::demo::{self, DemoOptions, WorkerCommand};
 use crate::kafka;
 use crate::postgres::client::{SinkSettings, Tls, describe};
 use crate::postgres::migrate::{self, MigrateError};
@@ -103,8 +104,14 @@ pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Fai
 }
 
 /// Everything on one machine.
-pub(super) async fn demo(_args: DemoArgs) -> Result<(), Failure> {
-    Err(Failure::new(Exit::Failed, "demo", "not wired yet"))
+pub(super) async fn demo(options: DemoOptions) -> Result<(), Failure> {
+    let failed = |error: anyhow::Error| match error.downcast_ref::<demo::Interrupted>() {
+        Some(interrupted) => Failure::new(Exit::Failed, "demo", interrupted),
+        None => Failure::of("demo", &error),
+    };
+    let worker = WorkerCommand::current().map_err(failed)?;
+    let report = demo::run(options, worker).await.map_err(failed)?;
+    if report.ok() { Ok(()) } else { Err(Failure::new(Exit::Failed, "demo", "a check failed; the report says which")) }
 }
 
 fn micros(duration: Duration) -> Micros {
