@@ -262,7 +262,8 @@ fn field_differences(wanted: &serde_json::Map<String, serde_json::Value>, image:
         .filter(|(name, value)| image.get(*name).is_none_or(|stored| !same(stored, value)))
         .map(|(name, _)| name.clone())
         .collect();
-    names.extend(image.keys().filter(|name| !wanted.contains_key(*name)).cloned());
+    // An empty field may stand in the image or not: the simulator keeps only what has a value.
+    names.extend(image.iter().filter(|(name, value)| !value.is_null() && !wanted.contains_key(*name)).map(|(name, _)| name.clone()));
     names
 }
 
