@@ -84,11 +84,8 @@ pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Fai
     let mut client = sink.connect().await.map_err(|error| Failure::new(Exit::Failed, "migrate", error))?;
     let report = migrate::migrate(&mut client).await.map_err(|error| schema_failure(&error))?;
     if args.json {
-        let applied: Vec<_> = report
-            .applied
-            .iter()
-            .map(|(number, name)| serde_json::json!({ "number": number, "name": name }))
-            .collect();
+        let applied: Vec<_> =
+            report.applied.iter().map(|(number, name)| serde_json::json!({ "number": number, "name": name })).collect();
         println!("{}", serde_json::json!({ "version": report.version, "applied": applied }));
         return Ok(());
     }
@@ -170,8 +167,8 @@ async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<Top
     .map_err(|error| Failure::new(Exit::Failed, "kafka", error))?
     .map_err(failed)?;
     let names: Vec<String> = names.into_iter().map(|topic| topic.name.to_string()).collect();
-    let plan = map_topics(config, &names)
-        .map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
+    let plan =
+        map_topics(config, &names).map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
     for topic in &plan.unmapped {
         tracing::warn!(%topic, "belongs to no org and is not read: name it under [[org]] if it should be");
     }
@@ -179,8 +176,7 @@ async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<Top
     for (org, object) in &plan.idle_objects {
         tracing::warn!(%org, %object, "[[object]] is configured, but no topic belongs to it");
     }
-    let topics =
-        plan.complete().map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
+    let topics = plan.complete().map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
     Ok(topics.into_iter().map(|topic| plan_of(topic, config)).collect())
 }
 

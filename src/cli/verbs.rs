@@ -1,8 +1,8 @@
 //! The verbs that do work: telemetry and a runtime around a call into the module that does it.
 
 use super::args::{GlobalArgs, MigrateArgs, RunArgs};
-use super::seam;
 use super::failure::{Exit, Failure};
+use super::seam;
 use crate::config::{Config, LogFormat, LogSettings};
 use crate::demo::DemoOptions;
 use crate::telemetry;

@@ -399,4 +399,3 @@ impl OpenBatch {
         sealed
     }
 }
-

@@ -167,7 +167,11 @@ async fn source(
             }
             let (its_cluster, its_group) = (its_cluster.unwrap_or_default(), its_group.unwrap_or_default());
             if (its_cluster.as_str(), its_group.as_str()) != (cluster, group) {
-                return Err(RegistryError::Held { topic: declared.topic.clone(), group: its_group, cluster: its_cluster });
+                return Err(RegistryError::Held {
+                    topic: declared.topic.clone(),
+                    group: its_group,
+                    cluster: its_cluster,
+                });
             }
             row.try_get(0)?
         }
@@ -367,9 +371,7 @@ fn rfc3339(at: Micros) -> String {
 /// # Errors
 /// When the function fails.
 pub async fn refresh_views(client: &Client, object_id: i16) -> Result<(), tokio_postgres::Error> {
-    client
-        .query_typed("SELECT afterimage.refresh_object_views($1)", &[(&object_id, Type::INT2)])
-        .await?;
+    client.query_typed("SELECT afterimage.refresh_object_views($1)", &[(&object_id, Type::INT2)]).await?;
     Ok(())
 }
 

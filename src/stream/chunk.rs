@@ -131,7 +131,7 @@ impl Group {
             self.views_stale = false;
             let refreshed = self.ask(async |client| {
                 // Convenience, not truth: a failure must not stop the stream.
-                Ok::<_, tokio_postgres::Error>(registry::refresh_views(client, object_id).await)
+                Ok::<_, crate::postgres::Error>(registry::refresh_views(client, object_id).await)
             })?;
             if let Err(error) = refreshed {
                 tracing::warn!(topic = %self.parts.topic, error = %describe(&error), "typed views not refreshed");
@@ -159,7 +159,7 @@ impl Group {
     /// Runs a question to the sink, reconnecting as long as it takes.
     fn ask<T, E: Into<LookupError>>(
         &mut self,
-        question: impl AsyncFn(&mut tokio_postgres::Client) -> Result<T, E>,
+        question: impl AsyncFn(&mut crate::postgres::Client) -> Result<T, E>,
     ) -> Result<T, Ended> {
         let mut tries = 0u32;
         loop {
@@ -260,7 +260,7 @@ impl Group {
             }
         }
         counter!(names::IMAGE_LOOKUPS, "result" => "store").increment(found.len() as u64);
-                Ok(found)
+        Ok(found)
     }
 
     /// Loads records from Postgres, registering those that it does not know.

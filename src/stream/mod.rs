@@ -10,6 +10,8 @@
 //! | `dictionary.rs` | columns and field numbers |
 //! | `images.rs` | records in the local store |
 //! | `committer.rs` | sealed batches to Postgres |
+//! | `settle.rs` | what follows from a commit's outcome |
+//! | `tally.rs` | metrics of a batch |
 //!
 //! What is true after a crash between any two steps:
 //!
@@ -27,6 +29,8 @@ mod group;
 mod images;
 mod merge;
 mod ownership;
+mod settle;
+mod tally;
 mod task;
 
 use std::collections::HashMap;
@@ -95,7 +99,7 @@ pub enum RunError {
     Schema(#[from] MigrateError),
     /// A query failed at start.
     #[error("the sink: {}", describe(.0))]
-    Query(#[from] tokio_postgres::Error),
+    Query(#[from] crate::postgres::Error),
     /// Topic held by another deployment, or recorded for another object.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -174,8 +178,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         runtime: Handle::current(),
         failed: Mutex::new(Some(failed)),
     });
-    let (consumer, inboxes) =
-        tokio::task::block_in_place(|| Consumer::start(&settings.kafka, &topics, claims))?;
+    let (consumer, inboxes) = tokio::task::block_in_place(|| Consumer::start(&settings.kafka, &topics, claims))?;
 
     let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
     let mut threads = Vec::new();

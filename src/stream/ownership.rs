@@ -58,8 +58,7 @@ pub struct Claims {
 
 impl Claims {
     fn claim_all(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, i64)>, String> {
-        let watermarks =
-            self.metadata.watermarks(partitions, BROKER_TIME).map_err(|error| error.to_string())?;
+        let watermarks = self.metadata.watermarks(partitions, BROKER_TIME).map_err(|error| error.to_string())?;
         let mut wanted = Vec::with_capacity(watermarks.len());
         for (of, marks) in &watermarks {
             let Some(side) = self.topics.get(&of.topic) else { continue };

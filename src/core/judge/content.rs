@@ -69,7 +69,12 @@ impl Judge<'_> {
         }
     }
 
-    pub(super) fn content_of_deleted(&mut self, arrival: &Arrival<'_>, identity: &str, difference: Difference) -> Counter {
+    pub(super) fn content_of_deleted(
+        &mut self,
+        arrival: &Arrival<'_>,
+        identity: &str,
+        difference: Difference,
+    ) -> Counter {
         if self.cancels_delete(arrival, identity, &difference) {
             self.cancel_delete(arrival, identity);
             if difference.is_empty() {
@@ -115,13 +120,7 @@ impl Judge<'_> {
         let Some(delete) = record.head.replace(before) else { return };
         record.deleted_key = None;
         let n = delete.seq % CHAIN;
-        let cancel = Cancel {
-            rid,
-            kf: (delete.seq / CHAIN) as i32,
-            n: n as u8,
-            at: delete.at,
-            with_keyframe: n == 0,
-        };
+        let cancel = Cancel { rid, kf: (delete.seq / CHAIN) as i32, n: n as u8, at: delete.at, with_keyframe: n == 0 };
         self.batch.cancel(delete.seq, cancel);
         self.batch.count(arrival.position_id, Counter::RowsCancelled, 1);
         self.changed(identity);

@@ -56,9 +56,13 @@ impl Judge<'_> {
         self.changed(identity);
     }
 
-
-
-    pub(super) fn stale_row(&mut self, arrival: &Arrival<'_>, identity: &str, owner: Option<&str>, waiting: &[PendingRow]) {
+    pub(super) fn stale_row(
+        &mut self,
+        arrival: &Arrival<'_>,
+        identity: &str,
+        owner: Option<&str>,
+        waiting: &[PendingRow],
+    ) {
         let event = arrival.event;
         let at = waiting.first().map_or(arrival.time(), |insert| insert.at);
         let fields = arrival.fields.clone();

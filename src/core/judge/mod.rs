@@ -88,8 +88,6 @@ pub enum Need {
     Key(Box<str>),
 }
 
-
-
 /// Judges events of one object; see the module.
 pub struct Judge<'a> {
     /// Facts of the object.
@@ -251,9 +249,10 @@ impl Judge<'_> {
     fn completes_key_change(&self, identity: &str, event: &Event) -> bool {
         event.op == Op::Create
             && self.overlay.record(identity).is_some_and(|slot| {
-                slot.record.head.as_ref().is_some_and(|head| {
-                    head.op == VersionOp::Delete && event.lsn != 0 && head.lsn == event.lsn
-                })
+                slot.record
+                    .head
+                    .as_ref()
+                    .is_some_and(|head| head.op == VersionOp::Delete && event.lsn != 0 && head.lsn == event.lsn)
             })
     }
 
@@ -277,7 +276,8 @@ impl Judge<'_> {
             self.write(arrival, identity, op, arrival.time(), arrival.travel(), arrival.fields.clone());
             return;
         };
-        let travel = |row: &PendingRow| Travel { local: row.local, stamp: row.stamp, modified: None, modified_by: None };
+        let travel =
+            |row: &PendingRow| Travel { local: row.local, stamp: row.stamp, modified: None, modified_by: None };
         let of_insert = travel(&insert);
         self.write(arrival, identity, VersionOp::Create, insert.at, of_insert, insert.fields);
         for edit in waiting {
@@ -342,9 +342,10 @@ impl Judge<'_> {
         if !known {
             return Ok(Counter::DeleteUnknown);
         }
-        let this_delete = record.head.as_ref().is_some_and(|head| {
-            head.op == VersionOp::Delete && head.lsn == event.lsn && head.ts() == arrival.ts()
-        });
+        let this_delete = record
+            .head
+            .as_ref()
+            .is_some_and(|head| head.op == VersionOp::Delete && head.lsn == event.lsn && head.ts() == arrival.ts());
         self.batch.touch(key_hash(self.object.object_id, &old.identity));
         if arrival.passed || this_delete {
             return Ok(Counter::Duplicate);
@@ -394,7 +395,13 @@ impl Judge<'_> {
                 Verdict::Duplicate => return Ok(Counter::Duplicate),
                 Verdict::Stale => {
                     let fields = arrival.fields.clone();
-                    self.late(arrival, &owner, "a row without id under a key of a record", arrival.time(), Some(fields));
+                    self.late(
+                        arrival,
+                        &owner,
+                        "a row without id under a key of a record",
+                        arrival.time(),
+                        Some(fields),
+                    );
                     return Ok(Counter::Stale);
                 }
                 Verdict::Judge | Verdict::JudgeReplaced => self.steal(arrival, &owner, &event.key),
@@ -441,7 +448,6 @@ impl Judge<'_> {
         self.batch.change_key(&event.key);
         Ok(Counter::Pending)
     }
-
 }
 
 /// The record's last place in the source's order: its newest version or its floor, whichever is later.
@@ -458,7 +464,9 @@ fn last<'r>(record: &'r Record, me: PositionId, key: &str) -> Last<'r> {
     };
     match &record.head {
         None => of_floor,
-        Some(head) if record.floor.ts.is_some() && (record.floor.ts, record.floor.lsn) > (head.ts(), head.lsn) => of_floor,
+        Some(head) if record.floor.ts.is_some() && (record.floor.ts, record.floor.lsn) > (head.ts(), head.lsn) => {
+            of_floor
+        }
         Some(head) => {
             let delete = head.op == VersionOp::Delete;
             let key = if delete { record.deleted_key.as_deref() } else { record.row_key.as_deref() };

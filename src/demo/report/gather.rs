@@ -263,7 +263,12 @@ fn field_differences(wanted: &serde_json::Map<String, serde_json::Value>, image:
         .map(|(name, _)| name.clone())
         .collect();
     // An empty field may stand in the image or not: the simulator keeps only what has a value.
-    names.extend(image.iter().filter(|(name, value)| !value.is_null() && !wanted.contains_key(*name)).map(|(name, _)| name.clone()));
+    names.extend(
+        image
+            .iter()
+            .filter(|(name, value)| !value.is_null() && !wanted.contains_key(*name))
+            .map(|(name, _)| name.clone()),
+    );
     names
 }
 
