@@ -11,8 +11,9 @@ use super::group::{Command, Group};
 use super::tally::{count_outcomes, count_versions};
 use crate::core::batch::{OpenBatch, SealedBatch};
 use crate::core::position::PositionId;
+use crate::core::record::key_hash;
 use crate::kafka::TopicPartition;
-use crate::postgres::commit::{CommitError, Committed};
+use crate::postgres::commit::{CommitError, Committed, Invalidated};
 use crate::telemetry::names;
 
 /// How long a fenced partition rests before it is claimed again, if the group still says it is ours.
@@ -133,6 +134,12 @@ impl Group {
             self.parts.images.apply(self.parts.source.object_id, &batch.records, &committed.invalidated, marks);
         self.check_store(applied.map_err(|error| error.to_string()));
         self.overlay.committed(batch.number);
+        // The next batch was begun before this was known: what it judged by records taken away meanwhile is void,
+        // and its own commit would not see it, since from here on these invalidations count as known.
+        let taken = |gone: &Invalidated| self.open.touched(key_hash(gone.object_id, &gone.identity));
+        if committed.invalidated.iter().any(taken) {
+            self.rewind("records of the open batch were taken over by another position");
+        }
         count_versions(&self.parts.topic, batch);
         if let Some(at) = batch.advances.iter().map(|advance| advance.passed.ts).max().filter(|at| *at > 0) {
             let seconds = (Self::now() - at).max(0) as f64 / 1e6;

@@ -60,8 +60,9 @@ impl Judge<'_> {
         let (kf, n) = ((seq / CHAIN) as i32, (seq % CHAIN) as u8);
 
         let mut header = self.header(arrival, op, n, at, travel);
-        // A version may be older than its event (an insert that waited for its id): its own time counts.
-        header.raw_at = (arrival.ts().is_some() && time < at).then_some(time);
+        // A version may be older than its event (an insert that waited for its id) or newer (times that fall):
+        // the event's own time is kept for the order of events.
+        header.raw_at = arrival.ts().filter(|ts| *ts != at);
         header.recorded = before.as_ref().map_or(header.recorded, |head| head.recorded.max(header.recorded));
         let version = Version {
             seq,
