@@ -172,11 +172,11 @@ impl DemoReport {
         let truth = &self.truth;
         writeln!(
             out,
-            "  {} last images: {} of {} records as the simulator has them; {} with the same number of versions",
+            "  {} records: {} of {} have the simulator's last image and number of versions; {} miss an event that came late",
             verdict(truth.ok()),
-            thousands(truth.right_images as i64),
+            thousands(truth.right_histories as i64),
             thousands(truth.records as i64),
-            thousands(truth.right_histories as i64)
+            thousands(truth.late as i64)
         )?;
         for difference in &truth.differences {
             writeln!(out, "       {difference}")?;

@@ -61,7 +61,7 @@ fn report() -> DemoReport {
             copies: vec![FullCopies { object: "account".into(), events: 50_000, sample: 1_000, bytes_per_row: 734.0 }],
         },
         conservation: Conservation { partitions: 24, messages: 60_000, outcomes: 60_000, broken: Vec::new() },
-        truth: TruthCheck { records: 10, right_images: 10, right_histories: 9, ..TruthCheck::default() },
+        truth: TruthCheck { records: 10, right_images: 10, right_histories: 9, late: 1, ..TruthCheck::default() },
     }
 }
 
@@ -93,8 +93,8 @@ fn a_failed_check_is_shown_and_fails_the_report() {
     };
     assert!(broken(|report| report.conservation.broken.push("t/0: lost".into())).contains("t/0: lost"));
     broken(|report| report.account.right = false);
-    broken(|report| report.truth.right_images = 9);
-    broken(|report| report.truth.histories_must_agree = true);
+    broken(|report| report.truth.right_histories = 8);
+    broken(|report| report.truth.late = 0);
     broken(|report| report.set_aside.dead_letters = 1);
     broken(|report| report.set_aside.gaps = 1);
 }
@@ -125,15 +125,23 @@ fn end_states_are_compared_by_value() {
         image: serde_json::json!({"score__c": 15.0, "name": "x"}).as_object().unwrap().clone(),
     };
     let stored = serde_json::json!({"name": "x", "score__c": 15});
-    let mut check = TruthCheck { histories_must_agree: true, ..TruthCheck::default() };
-    check.compare("a", &wanted("live", 3), "live", 2, &stored);
+    let mut check = TruthCheck::default();
+    check.compare("a", &wanted("live", 3), "live", 2, &stored, false);
     assert_eq!((check.right_images, check.right_histories), (1, 1));
-    check.compare("b", &wanted("live", 3), "live", 3, &stored);
-    check.compare("c", &wanted("deleted", 3), "live", 2, &stored);
-    check.compare("d", &wanted("live", 3), "live", 2, &serde_json::json!({"name": "y", "score__c": 15, "extra": 1}));
-    check.compare("e", &wanted("live", 3), "live", 2, &serde_json::Value::Null);
-    assert_eq!((check.right_images, check.right_histories), (2, 1));
-    assert_eq!(check.differences.len(), 4);
+    check.compare("b", &wanted("live", 3), "live", 3, &stored, false);
+    check.compare("c", &wanted("deleted", 3), "live", 2, &stored, true);
+    check.compare(
+        "d",
+        &wanted("live", 3),
+        "live",
+        2,
+        &serde_json::json!({"name": "y", "score__c": 15, "extra": 1}),
+        false,
+    );
+    check.compare("e", &wanted("live", 3), "live", 2, &serde_json::Value::Null, false);
+    check.compare("f", &wanted("live", 3), "live", 3, &stored, true);
+    assert_eq!((check.right_images, check.right_histories, check.late), (3, 1, 1));
+    assert_eq!(check.differences.len(), 4, "what came late explains a history, never a status");
     assert!(check.differences[2].contains("extra") && !check.differences[2].contains('y'), "{check:?}");
     assert!(same(&serde_json::json!([1, {"a": 2}]), &serde_json::json!([1.0, {"a": 2.0}])));
     assert!(!same(&serde_json::json!({"a": 1}), &serde_json::json!({"a": 1, "b": 1})));
