@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, Weak};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -39,6 +39,8 @@ const POLL: Duration = Duration::from_millis(50);
 const CLAIM_AGAIN: Duration = Duration::from_secs(1);
 /// For the check of the topics at start.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a failed client may take to let its assignment go.
+const FAILED_CLEANUP: Duration = Duration::from_secs(5);
 
 /// Decides who may read a partition, and from where. Called from the consumer's own thread only, one call at a time.
 ///
@@ -100,6 +102,7 @@ struct Member {
     state: Mutex<ConsumerState>,
     ended: Condvar,
     log: ClientLog,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +187,7 @@ impl Consumer {
             state: Mutex::new(ConsumerState::Running),
             ended: Condvar::new(),
             log: ClientLog::default(),
+            thread: Mutex::default(),
         });
         let client: BaseConsumer<Context> =
             config.create_with_context(Context { member: Arc::downgrade(&member) }).map_err(creation_error)?;
@@ -191,11 +195,12 @@ impl Consumer {
         // In place before anything can call back.
         *member.client.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&client));
         member.subscribe(&client)?;
-        let thread = Arc::clone(&member);
-        thread::Builder::new()
+        let running = Arc::clone(&member);
+        let thread = thread::Builder::new()
             .name("kafka".into())
-            .spawn(move || thread.run(client))
+            .spawn(move || running.run(client))
             .map_err(|error| KafkaError::request("starting the consumer thread", error))?;
+        *lock(&member.thread) = Some(thread);
         let last = Arc::new(LeaveOnDrop(Arc::clone(&member)));
         Ok((Consumer { member, _last: last }, inboxes))
     }
@@ -359,29 +364,42 @@ impl Member {
     }
 
     fn end(&self, client: Arc<BaseConsumer<Context>>, failure: Option<KafkaError>) {
-        // After a fatal error librdkafka drops the assignment without a callback.
+        // After a close nothing is left; after a fatal error everything is, and it is lost.
         let left: Vec<_> = {
             let mut group = lock(&self.group);
             group.deferred.clear();
             std::mem::take(&mut group.ours).into_keys().collect()
         };
-        let queues = self.close(&left);
+        drop(self.close(&left));
+        self.client.write().unwrap_or_else(PoisonError::into_inner).take();
         if !left.is_empty() {
             self.ownership.revoked(&left, true);
         }
-        drop(queues);
-        self.client.write().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(error) = &failure {
-            tracing::error!(%error, "the Kafka consumer has failed");
-            self.ownership.failed(error);
+        let Some(error) = failure else {
+            // Waits for the client's threads: whoever waits for the end may rely on their being gone.
+            drop(client);
+            self.ended(ConsumerState::Stopped);
+            return;
+        };
+        tracing::error!(%error, "the Kafka consumer has failed");
+        self.ownership.failed(&error);
+        self.ended(ConsumerState::Failed(error));
+        // Not destroyed: with a fatal error librdkafka 2.12 never finishes that (its main thread spins at 100 % CPU; so
+        // it does with the plain client of the crate). Out of the group and without an assignment it only idles.
+        client.unsubscribe();
+        let deadline = Instant::now() + FAILED_CLEANUP;
+        while client.assignment().is_ok_and(|list| list.count() > 0) && Instant::now() < deadline {
+            let _ = client.poll(POLL);
         }
-        *lock(&self.state) = failure.map_or(ConsumerState::Stopped, ConsumerState::Failed);
+        std::mem::forget(client);
+    }
+
+    fn ended(&self, state: ConsumerState) {
+        *lock(&self.state) = state;
         self.ended.notify_all();
         for inbox in self.inboxes.read().unwrap_or_else(PoisonError::into_inner).values() {
             inbox.wake();
         }
-        // Last: destroying the client waits for its threads.
-        drop(client);
     }
 
     /// Rebalance callback: the group gives.
@@ -402,18 +420,18 @@ impl Member {
 
     /// Rebalance callback: the group takes.
     fn taken(&self, client: &BaseConsumer<Context>, partitions: &[TopicPartition], lost: bool) {
-        {
+        let taken: Vec<_> = {
             let mut group = lock(&self.group);
             group.in_callback = true;
             for of in partitions {
-                group.ours.remove(of);
                 group.deferred.remove(of);
             }
-        }
-        let queues = self.close(partitions);
-        tracing::info!(?partitions, lost, "partitions taken by the group");
-        if !partitions.is_empty() {
-            self.ownership.revoked(partitions, lost);
+            partitions.iter().filter(|of| group.ours.remove(of).is_some()).cloned().collect()
+        };
+        let queues = self.close(&taken);
+        tracing::info!(partitions = ?taken, lost, "partitions taken by the group");
+        if !taken.is_empty() {
+            self.ownership.revoked(&taken, lost);
         }
         // Only what is really assigned: one foreign name, and librdkafka refuses the whole list and hangs in the
         // rebalance. An empty list is an answer too.
@@ -653,4 +671,55 @@ fn offset_list(offsets: &[(TopicPartition, i64)]) -> Result<TopicPartitionList, 
             .map_err(|error| KafkaError::request(format!("naming offset {offset} of {of}"), error))?;
     }
     Ok(list)
+}
+
+#[cfg(test)]
+#[allow(unsafe_code)]
+mod tests {
+    use super::super::EmbeddedBroker;
+    use super::*;
+
+    #[derive(Default)]
+    struct Calls(Mutex<Vec<String>>);
+
+    impl Ownership for Calls {
+        fn claim(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {
+            partitions.iter().map(|of| (of.clone(), 0)).collect()
+        }
+
+        fn revoked(&self, partitions: &[TopicPartition], lost: bool) {
+            lock(&self.0).push(format!("revoked {partitions:?} lost={lost}"));
+        }
+
+        fn failed(&self, error: &KafkaError) {
+            lock(&self.0).push(error.to_string());
+        }
+    }
+
+    #[test]
+    fn a_fatal_error_loses_everything_and_is_told_once() {
+        let broker = EmbeddedBroker::start(1).unwrap();
+        broker.create_topic("t", 1).unwrap();
+        let calls = Arc::new(Calls::default());
+        let settings = KafkaSettings::new(broker.servers(), "g");
+        let (consumer, inboxes) = Consumer::start(&settings, &["t".into()], Arc::clone(&calls) as _).unwrap();
+        while consumer.assigned().is_empty() {
+            thread::yield_now();
+        }
+        let (code, reason) = (RDKafkaRespErr::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID, c"another process joined");
+        // SAFETY: the client is alive, the reason is a C string for the time of the call.
+        unsafe {
+            let client = consumer.member.client().unwrap();
+            rdkafka::bindings::rd_kafka_test_fatal_error(client.client().native_ptr(), code, reason.as_ptr());
+        }
+        // Returns when the consumer wakes it, long before the wait is over.
+        inboxes[0].drain(&mut Vec::new(), 1, Duration::from_secs(600));
+        let error = consumer.stop(Duration::from_secs(60)).unwrap_err();
+        assert!(matches!(&error, KafkaError::Fatal(reason) if reason.contains("another process joined")), "{error}");
+        assert!(matches!(consumer.state(), ConsumerState::Failed(_)));
+        assert!(matches!(consumer.rewind(&[]), Err(KafkaError::Stopped)));
+        // The consumer's thread ends too, and revokes nothing twice.
+        lock(&consumer.member.thread).take().unwrap().join().unwrap();
+        assert_eq!(*lock(&calls.0), ["revoked [t/0] lost=true".to_owned(), error.to_string()]);
+    }
 }

@@ -43,6 +43,8 @@
 //! - *`PartitionEOF` of the safe API names no topic and no offset*, so it could not be used with several topics.
 //! - *A group answer must name only partitions that are really assigned*, or librdkafka refuses it and the member
 //!   hangs in the rebalance. The callback intersects with the actual assignment and always answers.
+//! - *A client with a fatal error can't be destroyed*: its main thread spins for ever, with the crate's own consumer
+//!   as well. It is taken out of the group and left behind; the process should end soon.
 //! - *An offset commit in flight holds back every new assignment* until it is answered, at worst for
 //!   `socket.timeout.ms`. Commit offsets seldom, and not right before a rewind.
 
