@@ -517,6 +517,19 @@ fn a_released_partition_is_silent_until_it_is_reclaimed() {
 }
 
 #[test]
+fn partitions_that_are_not_read_can_be_taken_away_as_well() {
+    let single = single(2, 5);
+    single.consumer.release(&[at(0), at(1)]);
+    let ledger = Arc::new(Ledger::default());
+    let second = Worker::start(&single.settings, &[Arc::from("t")], &ledger, 0);
+    ledger.wait_for(5);
+    assert_eq!(single.owner.revoked.lock().unwrap().len(), 1);
+    single.consumer.stop(PATIENCE).unwrap();
+    ledger.wait_for(10);
+    second.stop();
+}
+
+#[test]
 fn what_a_claim_leaves_out_is_claimed_again() {
     let broker = EmbeddedBroker::start(1).unwrap();
     let topics = topics(&broker, &["t"], 2);

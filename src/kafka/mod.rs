@@ -37,7 +37,7 @@
 //! - *Every rebalance event throws the fetched messages of all partitions away* (they are paused and resumed from the
 //!   last polled offset). A callback that waits stops all partitions; therefore partitions are claimed outside
 //!   the callback. A message polled while the pause happens comes again: the inbox drops offsets it has passed.
-//! - *`rd_kafka_consume_batch_queue` loses messages here.* It also takes an end-of-partition mark at offset N for a
+//! - *`rd_kafka_consume_batch_queue` would lose messages here* (read in its source, not run). It also takes an end-of-partition mark at offset N for a
 //!   consumed message and moves the resume point to N + 1; after the next rebalance message N would be skipped. The
 //!   queues are polled as events, where only messages move it.
 //! - *`PartitionEOF` of the safe API names no topic and no offset*, so it could not be used with several topics.
