@@ -192,6 +192,8 @@ fn settings(broker: &EmbeddedBroker, group: &str) -> KafkaSettings {
     let mut settings = KafkaSettings::new(broker.servers(), group);
     // A member learns of a rebalance with its next heartbeat.
     settings.extra.insert("heartbeat.interval.ms".into(), "100".into());
+    // A rewound partition is fetched when the fetch under way comes back.
+    settings.extra.insert("fetch.wait.max.ms".into(), "10".into());
     // The embedded broker takes the session time-out less one second for each step of a rebalance.
     settings.session_timeout = Duration::from_millis(1_600);
     settings
@@ -386,31 +388,83 @@ fn a_rewind_delivers_exactly_from_its_offset_on() {
 }
 
 #[test]
+fn a_rewind_beside_a_draining_thread_never_lets_an_old_message_through() {
+    let single = single(1, 2_000);
+    // Where each generation began; the first one at 0.
+    let starts = Mutex::new(BTreeMap::from([(single.inbox.progress(0).unwrap().generation, 0)]));
+    let done = AtomicBool::new(false);
+    let messages = thread::scope(|scope| {
+        let drained = scope.spawn(|| {
+            let mut messages = Vec::new();
+            while !done.load(Ordering::Acquire) {
+                single.inbox.drain(&mut messages, 3, Duration::from_millis(1));
+            }
+            messages
+        });
+        let mut random = SmallRng::seed_from_u64(1);
+        for _ in 0..200 {
+            let offset = random.random_range(0..1_000);
+            single.consumer.rewind(&[(at(0), offset)]).unwrap();
+            starts.lock().unwrap().insert(single.inbox.progress(0).unwrap().generation, offset);
+            // Let some of them get going before the next one comes.
+            if random.random_bool(0.5) {
+                eventually("going on", || single.inbox.progress(0).unwrap().next > offset + 2);
+            }
+        }
+        done.store(true, Ordering::Release);
+        drained.join().unwrap()
+    });
+    let mut next = starts.into_inner().unwrap();
+    assert_eq!(next.len(), 201);
+    for message in &messages {
+        let expected = next.get_mut(&message.generation).unwrap();
+        assert_eq!(message.offset, *expected, "generation {}", message.generation);
+        *expected += 1;
+    }
+    assert!(messages.len() > 200, "{}", messages.len());
+}
+
+#[test]
 fn a_rewind_while_the_revoke_callback_waits_for_the_same_thread_takes_effect_after_it() {
     let single = single(2, 50);
     drain(&single.inbox, 100);
+    let ledger = Arc::new(Ledger::default());
     // The callback lets the topic thread (here: a thread of its own) rewind everything, and waits for it.
-    let (consumer, results) = (single.consumer.clone(), Arc::new(Mutex::new(Vec::new())));
+    let (consumer, inbox, other) = (single.consumer.clone(), Arc::clone(&single.inbox), Arc::clone(&ledger));
+    let results = Arc::new(Mutex::new(Vec::new()));
     let written = Arc::clone(&results);
     *single.owner.on_revoke.lock().unwrap() = Some(Box::new(move || {
+        let open: Vec<bool> = (0..2).map(|partition| inbox.progress(partition).is_some()).collect();
         let consumer = consumer.clone();
         let rewound = thread::spawn(move || consumer.rewind(&[(at(0), 10), (at(1), 10)])).join().unwrap();
-        written.lock().unwrap().push(rewound);
+        // Nothing may tell the group that the callback is done: the embedded broker needs 1 s to give the partition
+        // to the other member.
+        let mut early = false;
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while !early && Instant::now() < deadline {
+            early = !other.positions.lock().unwrap().is_empty();
+            thread::sleep(Duration::from_millis(10));
+        }
+        written.lock().unwrap().push((open, rewound, early));
     }));
-    let ledger = Arc::new(Ledger::default());
     let second = Worker::start(&single.settings, &[Arc::from("t")], &ledger, 0);
     eventually("one partition went over", || !single.owner.revoked.lock().unwrap().is_empty());
-    let gone = single.owner.revoked.lock().unwrap()[0].clone();
-    assert!(!gone.1, "not lost");
-    match results.lock().unwrap().first() {
-        Some(Err(KafkaError::NotAssigned(partitions))) => assert_eq!(partitions, std::slice::from_ref(&gone.0)),
+    *single.owner.on_revoke.lock().unwrap() = None;
+    let (gone, lost) = single.owner.revoked.lock().unwrap()[0].clone();
+    assert!(!lost);
+    let kept = 1 - gone.partition;
+    match results.lock().unwrap().as_slice() {
+        [(open, Err(KafkaError::NotAssigned(partitions)), early)] => {
+            assert_eq!(partitions, std::slice::from_ref(&gone));
+            assert_eq!(*open, (0..2).map(|partition| partition == kept).collect::<Vec<_>>());
+            assert!(!early, "the other member got the partition during the callback");
+        }
         other => panic!("{other:?}"),
     }
-    let kept = 1 - gone.0.partition;
     let messages = drain(&single.inbox, 40);
     assert_eq!(messages.iter().map(|message| message.offset).collect::<Vec<_>>(), (10..50).collect::<Vec<_>>());
     assert!(messages.iter().all(|message| message.partition == kept));
-    *single.owner.on_revoke.lock().unwrap() = None;
+    ledger.wait_for(50);
     second.stop();
 }
 
@@ -469,6 +523,7 @@ fn the_end_of_a_partition_is_known_again_after_every_message_and_rewind() {
     assert_eq!(single.consumer.high_watermark("t", 0), Some(5));
     fill(&single.producer, "t", 1, 5, 1);
     assert_eq!(drain(&single.inbox, 1)[0].offset, 5);
+    assert_ne!(single.consumer.tail_position("t", 0), Some(5), "the old end");
     eventually("the new end is met", || tail(0) == Some(6));
     assert_eq!((tail(1), single.consumer.high_watermark("t", 0)), (Some(5), Some(6)));
     // A rewind to the end itself: nothing to deliver, and the end must be met all the same.
@@ -642,6 +697,7 @@ fn waking_ends_a_wait() {
     let inbox = Arc::clone(&single.inbox);
     let waiting = thread::spawn(move || inbox.drain(&mut Vec::new(), 1, PATIENCE * 10));
     single.inbox.wake();
+    eventually("woken", || waiting.is_finished());
     assert_eq!(waiting.join().unwrap(), 0);
 }
 

@@ -170,7 +170,12 @@ const CONSUMER_DEFAULTS: &[(&str, &str, &str)] = &[
         "60000",
         "also the group's patience with a member that does not rejoin; callbacks take seconds, not minutes",
     ),
-    ("fetch.wait.max.ms", "100", "the end-of-partition mark comes with an empty fetch; the default of 500 delays it"),
+    (
+        "fetch.wait.max.ms",
+        "100",
+        "an end-of-partition mark comes with an empty fetch, and a claimed or rewound partition waits for the fetch \
+         under way; the default of 500 delays both",
+    ),
     (
         "fetch.queue.backoff.ms",
         "5",
