@@ -8,7 +8,8 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `client.rs` | settings: what we force on every client, and why |
-//! | `consumer.rs` | the group member: claim, assign, rewind, release, stop |
+//! | `consumer.rs` | the handle: start, rewind, release, stop; and [`Ownership`], the contract behind claims |
+//! | `member.rs` | the group member: its thread and its rebalance callback |
 //! | `inbox.rs` | the messages of one topic, by partition |
 //! | `native.rs` | the `unsafe` corner: polling one partition's own queue, cached watermarks |
 //! | `metadata.rs` | topics, partitions, watermarks, cluster id: plain questions with time-outs |
@@ -52,6 +53,7 @@ mod client;
 mod consumer;
 mod embedded;
 mod inbox;
+mod member;
 mod metadata;
 mod native;
 
