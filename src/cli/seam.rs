@@ -192,6 +192,9 @@ fn plan_of(topic: TopicMap, config: &Config) -> TopicPlan {
             object: topic.object,
             identity: object.identity.as_ref().map(Identity::stored),
             grace: micros(object.grace),
+            masked: object.mask_add.iter().cloned().collect(),
+            types: object.types.clone(),
+            config_hash: config.history_hash().to_vec(),
         },
         rules: TopicRules {
             identity: match object.identity {

@@ -15,9 +15,9 @@
 //! The batch after the one in flight is built on its overlay, and is sent only once that one is *known* to be
 //! committed: pipelining depth is one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::postgres::Client;
@@ -82,6 +82,10 @@ pub enum Command {
     Stop,
 }
 
+/// The database that feeds each org, and the topic that showed it. Two databases under one org mean that two
+/// applications' schemas of one name were declared as one org: their records would be mixed.
+pub type Databases = Arc<Mutex<HashMap<String, (String, Arc<str>)>>>;
+
 /// What a group is made of.
 pub struct Parts {
     /// The topic's numbers.
@@ -108,6 +112,8 @@ pub struct Parts {
     pub dictionary: Dictionary,
     /// Limits.
     pub limits: BatchLimits,
+    /// Which database feeds which org.
+    pub databases: Databases,
     /// For database calls from this thread.
     pub runtime: Handle,
 }

@@ -53,7 +53,7 @@ use crate::postgres::registry::{self, Declared, RegistryError};
 
 use committer::Committers;
 use dictionary::Dictionary;
-use group::{Command, Group, Parts};
+use group::{Command, Databases, Group, Parts};
 use images::Images;
 use ownership::{Claims, TopicSide};
 
@@ -140,6 +140,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     let images = Images::new(Arc::new(store));
     let committers = Committers::start(&settings.sink, 2);
 
+    let databases = Databases::default();
     let mut sides = HashMap::new();
     let mut waiting = Vec::new();
     for (plan, source) in settings.topics.into_iter().zip(sources) {
@@ -199,6 +200,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
             decoder,
             dictionary,
             limits: settings.limits,
+            databases: Arc::clone(&databases),
             runtime: Handle::current(),
         };
         senders.push((sender, Arc::clone(&parts.inbox)));
