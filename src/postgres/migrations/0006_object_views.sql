@@ -88,7 +88,7 @@ begin
         'What the version is: baseline, create, update, backfill, delete (shows the last image), undelete.'),
       (-4, null, '_at', 'timestamp with time zone', 'v.at', 'Valid from: source commit time.'),
       (-3, null, '_salesforce_at', 'timestamp with time zone',
-        'case when get_byte(v.d, 0) & 16 = 0 then afterimage.salesforce_at(r.object_id, v.at, v.d) end',
+        'case when get_byte(v.d, 0) & 16 = 0 then coalesce(afterimage.stamp(v.at, v.d), afterimage.salesforce_at(r.object_id, v.at, v.d)) end',
         'Salesforce''s own stamp; NULL on local writes and where the row had none.'),
       (-2, null, '_recorded_at', 'timestamp with time zone', 'afterimage.recorded_at(v.at, v.d)',
         'When afterimage wrote the version.'),
