@@ -15,7 +15,7 @@ use super::cluster::Database;
 use super::story::{self, DAY, FIELDS, NAME, NEW_YEAR, SCORE, STAMP, USER, Version};
 
 /// Records per run, and versions per record: a few long ones cross chains and months.
-const RECORDS: usize = 60;
+const RECORDS: usize = 30;
 
 fn value(no: FieldNo) -> BoxedStrategy<Value> {
     let known = match no {
@@ -276,10 +276,12 @@ async fn check(client: &Client, rid: i32, sfid: &str, versions: &[Version]) {
             "recorded" => ms(versions[i].recorded),
             _ => salesforce(versions, i),
         };
+        // Every moment of a short record; of a long one all by one clock, some by the others.
+        let step = if clock == "commit" { 1 } else { 1 + versions.len() / 20 };
         let moments: Vec<Micros> =
-            (0..versions.len()).map(time).filter(|t| *t != i64::MAX).flat_map(|t| [t - 1, t]).collect();
+            (0..versions.len()).step_by(step).map(time).filter(|t| *t != i64::MAX).flat_map(|t| [t - 1, t]).collect();
         let sql = format!(
-            "select afterimage.as_of('emea', 'account', $1, {m}, $2), afterimage.image($3, {m})
+            "select afterimage.as_of('emea', 'account', $1, {m}, $2), case $2 when 'commit' then afterimage.image($3, {m}) end
              from unnest($4::bigint[]) with ordinality t(at, i) order by i",
             m = story::moment("t.at")
         );

@@ -122,8 +122,13 @@ returns table(kf int, n int, op int) language plpgsql stable parallel safe rows 
 #variable_conflict use_column
 declare
   opened record;
+  stamp_field text;
 begin
   if clock = 'salesforce' then
+    stamp_field := (
+      select f.field_no::text from afterimage.record r
+      join afterimage.field f on f.object_id = r.object_id and f.name = 'systemmodstamp'
+      where r.rid = $1);
     -- Stamps may fall from version to version (a read-back that overtakes): the newest version by number whose
     -- stamp is not after the moment. A local write came to be, for Salesforce, with the next stamp that is
     -- known; if none is, only infinity shows it. Deletes and tables without stamps count by commit time.
@@ -144,13 +149,12 @@ begin
             case
               when get_byte(v.d, 0) & 16 <> 0 then null
               when substr(v.d, 4, 4) <> '\x80000000'::bytea then afterimage.stamp(v.at, v.d)
-              else afterimage.salesforce_at(r.object_id, v.at, v.d)
+              else afterimage.as_timestamp(afterimage.text_of(afterimage.fields(v.d), stamp_field)) at time zone 'UTC'
             end as stamp
           from (
             select k.kf, true as own, k.at, k.d from afterimage.keyframe k where k.rid = $1 and k.kf = 0
             union all
-            select c.kf, false, c.at, c.d from afterimage.delta c where c.rid = $1) v
-          join afterimage.record r on r.rid = $1) q) s) t
+            select c.kf, false, c.at, c.d from afterimage.delta c where c.rid = $1) v) q) s) t
     where t.clock_at <= $2
     order by t.seq desc
     limit 1;
