@@ -59,8 +59,11 @@ fn fields(visible: impl Into<prop::collection::SizeRange>) -> impl Strategy<Valu
     })
 }
 
+/// (dice for the op, time since the step before, fields, stamp, local)
+type Step = (u8, Micros, Vec<(FieldNo, Value)>, Option<Micros>, bool);
+
 /// Steps of time and content; turned into versions by [`versions`], which knows what may follow what.
-fn steps() -> impl Strategy<Value = Vec<(u8, Micros, Vec<(FieldNo, Value)>, Option<Micros>, bool)>> {
+fn steps() -> impl Strategy<Value = Vec<Step>> {
     let stamp = prop_oneof![
         6 => (-5_000i64..5_000).prop_map(|s| NEW_YEAR + s * 1_000_000),
         2 => (-5_000i64..5_000).prop_map(|ms| NEW_YEAR + ms * 1000),
@@ -76,13 +79,10 @@ fn steps() -> impl Strategy<Value = Vec<(u8, Micros, Vec<(FieldNo, Value)>, Opti
     ]
 }
 
-fn versions(
-    first: Vec<(FieldNo, Value)>,
-    steps: Vec<(u8, Micros, Vec<(FieldNo, Value)>, Option<Micros>, bool)>,
-) -> Vec<Version> {
+fn versions(first: Vec<(FieldNo, Value)>, steps: Vec<Step>) -> Vec<Version> {
     let mut at = NEW_YEAR + 123_456;
     let mut recorded = at;
-    let op = if steps.len() % 2 == 0 { VersionOp::Baseline } else { VersionOp::Create };
+    let op = if steps.len().is_multiple_of(2) { VersionOp::Baseline } else { VersionOp::Create };
     let mut all = vec![Version { stamp: Some(NEW_YEAR), ..Version::new(op, at, &first) }];
     for (i, (dice, time, fields, stamp, local)) in steps.into_iter().enumerate() {
         at += time;

@@ -2,8 +2,13 @@
 //! One binary, so that one private cluster serves all of it.
 
 mod advance;
+mod casts;
+mod catalogue;
 mod cluster;
 mod fold;
+mod history;
 mod migrate;
 mod months;
+mod object_views;
+mod plans;
 mod story;

@@ -196,8 +196,9 @@ comment on function afterimage.as_timestamptz(text) is 'The text as timestamp wi
 
 create function afterimage.as_interval(v text) returns interval language sql stable parallel safe
 return case
-  when $1 ~ '^(-?\d{1,8} years?)?( ?[+-]?\d{1,2} mons?)?( ?[+-]?\d{1,9} days?)?( ?[+-]?\d{2,9}:[0-5]\d:[0-5]\d(\.\d{1,6})?)?$'
-    and $1 <> '' then $1::interval
+  when $1 <> ''
+    and $1 || ' ' ~ '^(-?\d{1,8} years? )?([+-]?\d{1,2} mons? )?([+-]?\d{1,9} days? )?([+-]?\d{2,9}:[0-5]\d:[0-5]\d(\.\d{1,6})? )?$'
+    then $1::interval
 end;
 comment on function afterimage.as_interval(text) is 'The text as interval; NULL if it is none.';
 
