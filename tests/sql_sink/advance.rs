@@ -149,45 +149,46 @@ async fn the_source_pair_never_falls_and_the_fingerprint_stays_without_a_record(
     assert_eq!(call(15, "15", "null", "99").await, (Some(15), Some(15), Some(3), Some(1)));
 }
 
-/// Two committers take the same positions in opposite orders, again and again: one of them waits or is refused,
-/// none is killed.
+/// Two committers take the same positions in opposite orders and start at the same moment: one of them waits and
+/// is then refused, none is killed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn opposite_orders_do_not_deadlock() {
     let (db, client) = Database::sink().await;
-    positions(&client, 40).await;
-    client
-        .batch_execute(
-            // Slow each row down, so that the orders would meet.
-            "create function public.slow() returns trigger language plpgsql as
-               'begin perform pg_sleep(0.0005); return new; end';
-             create trigger slow before update on afterimage.position for each row execute function public.slow()",
-        )
-        .await
-        .unwrap();
-    let committer = |reverse: bool| {
-        let db = &db;
-        async move {
-            let client = db.connect().await;
-            let (mut done, mut round) = (0, 0);
-            while done < 15 {
-                round += 1;
-                assert!(round < 10_000, "never its turn");
-                let rows =
-                    client.query("select position_id, next from afterimage.position order by 1", &[]).await.unwrap();
-                let mut steps: Vec<_> = rows
-                    .iter()
-                    .map(|r| Step { from: r.get(1), to: r.get::<_, i64>(1) + 1, ..good(r.get(0)) })
-                    .collect();
+    positions(&client, 300).await;
+    let mut gate = db.connect().await;
+    let mut done = 0;
+    for round in 0..8 {
+        // Each would first take one end of the list: both ends are held until both wait.
+        let held = gate.transaction().await.unwrap();
+        held.batch_execute("select from afterimage.position where position_id in (1, 300) for update").await.unwrap();
+        let committer = |reverse: bool| {
+            let db = &db;
+            async move {
+                let client = db.connect().await;
+                let mut steps: Vec<_> =
+                    (1..=300).map(|p| Step { from: 10 + round, to: 11 + round, ..good(p) }).collect();
                 if reverse {
                     steps.reverse();
                 }
-                match advance(&client, &steps).await {
-                    Ok(()) => done += 1,
-                    Err(error) => assert_eq!(error.code().map(|c| c.code()), Some("AI001"), "{error}"),
-                }
+                advance(&client, &steps).await
+            }
+        };
+        let release = async {
+            let waiting = "select count(*) = 2 from pg_stat_activity
+                where datname = current_database() and wait_event_type = 'Lock'";
+            while !client.query_one(waiting, &[]).await.unwrap().get::<_, bool>(0) {
+                tokio::task::yield_now().await;
+            }
+            held.commit().await.unwrap();
+        };
+        let (one, other, ()) = tokio::join!(committer(false), committer(true), release);
+        for result in [one, other] {
+            match result {
+                Ok(()) => done += 1,
+                Err(error) => assert_eq!(error.code().map(|c| c.code()), Some("AI001"), "{error:?}"),
             }
         }
-    };
-    tokio::join!(committer(false), committer(true));
-    assert_eq!(next(&client).await, [40; 40]);
+    }
+    assert_eq!(done, 8);
+    assert_eq!(next(&client).await, [18; 300]);
 }
