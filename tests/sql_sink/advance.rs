@@ -149,46 +149,30 @@ async fn the_source_pair_never_falls_and_the_fingerprint_stays_without_a_record(
     assert_eq!(call(15, "15", "null", "99").await, (Some(15), Some(15), Some(3), Some(1)));
 }
 
-/// Two committers take the same positions in opposite orders and start at the same moment: one of them waits and
-/// is then refused, none is killed.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+/// Two committers with the same positions in opposite orders meet at the middle one, which is held until both
+/// wait: had each locked in its own order, each would now hold what the other needs next.
+#[tokio::test]
 async fn opposite_orders_do_not_deadlock() {
     let (db, client) = Database::sink().await;
-    positions(&client, 300).await;
+    positions(&client, 3).await;
     let mut gate = db.connect().await;
-    let mut done = 0;
-    for round in 0..8 {
-        // Each would first take one end of the list: both ends are held until both wait.
-        let held = gate.transaction().await.unwrap();
-        held.batch_execute("select from afterimage.position where position_id in (1, 300) for update").await.unwrap();
-        let committer = |reverse: bool| {
-            let db = &db;
-            async move {
-                let client = db.connect().await;
-                let mut steps: Vec<_> =
-                    (1..=300).map(|p| Step { from: 10 + round, to: 11 + round, ..good(p) }).collect();
-                if reverse {
-                    steps.reverse();
-                }
-                advance(&client, &steps).await
-            }
-        };
-        let release = async {
-            let waiting = "select count(*) = 2 from pg_stat_activity
-                where datname = current_database() and wait_event_type = 'Lock'";
-            while !client.query_one(waiting, &[]).await.unwrap().get::<_, bool>(0) {
-                tokio::task::yield_now().await;
-            }
-            held.commit().await.unwrap();
-        };
-        let (one, other, ()) = tokio::join!(committer(false), committer(true), release);
-        for result in [one, other] {
-            match result {
-                Ok(()) => done += 1,
-                Err(error) => assert_eq!(error.code().map(|c| c.code()), Some("AI001"), "{error:?}"),
-            }
+    let held = gate.transaction().await.unwrap();
+    held.batch_execute("select from afterimage.position where position_id = 2 for update").await.unwrap();
+    let committer = |order: [i32; 3]| {
+        let db = &db;
+        async move { advance(&db.connect().await, &order.map(good)).await }
+    };
+    let release = async {
+        let waiting = "select count(*) = 2 from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock'";
+        while !client.query_one(waiting, &[]).await.unwrap().get::<_, bool>(0) {
+            tokio::task::yield_now().await;
         }
-    }
-    assert_eq!(done, 8);
-    assert_eq!(next(&client).await, [18; 300]);
+        held.commit().await.unwrap();
+    };
+    let (one, other, ()) = tokio::join!(committer([1, 2, 3]), committer([3, 2, 1]), release);
+    let refused: Vec<_> = [one, other].into_iter().filter_map(Result::err).collect();
+    let codes: Vec<_> = refused.iter().map(|e| e.code().map(|c| c.code())).collect();
+    assert_eq!(codes, [Some("AI001")]);
+    assert_eq!(next(&client).await, [25; 3]);
 }
