@@ -1,8 +1,7 @@
 -- Folding versions into images, and the time machine's functions.
 --
 -- A chain is a keyframe and the up to 64 deltas behind it. Folding = joining their payloads in order and
--- parsing once: jsonb_object() keeps the last of equal keys. Only a chain with a JSON payload or an unknown
--- value in it goes row by row.
+-- parsing once: jsonb_object() keeps the last of equal keys. Only a chain with a JSON payload in it goes row by row.
 
 create function afterimage.fold_by_row(rid int, kf int, upto int) returns jsonb language sql stable parallel safe
 return (
@@ -13,14 +12,13 @@ return (
     select get_byte(v.d, 1) & 63, v.d from afterimage.delta v
     where v.rid = $1 and v.kf = $2 and get_byte(v.d, 1) & 63 <= $3) x
   cross join lateral jsonb_each(afterimage.fields(x.d)) e);
-comment on function afterimage.fold_by_row(int, int, int) is 'fold(), row by row: for chains with JSON payloads or unknown values.';
+comment on function afterimage.fold_by_row(int, int, int) is 'fold(), row by row: for chains with JSON payloads.';
 
 create function afterimage.fold(rid int, kf int, upto int default 63) returns jsonb language sql stable parallel safe
 return (
   select case
-    when bool_or(x.json) or strpos(string_agg(nullif(x.p, ''), E'\x1f' order by x.n), E'\x03') > 0
-      then afterimage.fold_by_row($1, $2, $3)
-    else coalesce(jsonb_object(string_to_array(string_agg(nullif(x.p, ''), E'\x1f' order by x.n), E'\x1f', E'\x02')), '{}')
+    when bool_or(x.json) then afterimage.fold_by_row($1, $2, $3)
+    else afterimage.parse(string_agg(nullif(x.p, ''), E'\x1f' order by x.n))
   end
   from (
     select -1 as n, get_byte(k.d, 0) & 8 <> 0 as json, afterimage.payload(k.d) as p
@@ -73,8 +71,8 @@ language sql stable parallel safe
 begin atomic
   select afterimage.seq(w.kf, w.d), w.at, w.d,
     case
-      when w.json or strpos(w.p, E'\x03') > 0 then afterimage.fold_by_row($1, w.kf, w.n)
-      else coalesce(jsonb_object(string_to_array(w.p, E'\x1f', E'\x02')), '{}')
+      when w.json then afterimage.fold_by_row($1, w.kf, w.n)
+      else afterimage.parse(w.p)
     end
   from (
     select x.kf, x.n, x.at, x.d,
@@ -97,8 +95,8 @@ returns table(kf int, n int, at timestamptz, d bytea, f jsonb) language sql stab
 begin atomic
   select k.kf, x.n, x.at, x.d,
     case
-      when x.json or strpos(x.p, E'\x03') > 0 then afterimage.fold_by_row($1, k.kf, x.n)
-      else coalesce(jsonb_object(string_to_array(x.p, E'\x1f', E'\x02')), '{}')
+      when x.json then afterimage.fold_by_row($1, k.kf, x.n)
+      else afterimage.parse(x.p)
     end
   from (
     select q.kf, q.at, q.d from afterimage.keyframe q
@@ -124,8 +122,13 @@ returns table(kf int, n int, op int) language plpgsql stable parallel safe rows 
 #variable_conflict use_column
 declare
   opened record;
+  stamp_field text;
 begin
   if clock = 'salesforce' then
+    stamp_field := (
+      select f.field_no::text from afterimage.record r
+      join afterimage.field f on f.object_id = r.object_id and f.name = 'systemmodstamp'
+      where r.rid = $1);
     -- Stamps may fall from version to version (a read-back that overtakes): the newest version by number whose
     -- stamp is not after the moment. A local write came to be, for Salesforce, with the next stamp that is
     -- known; if none is, only infinity shows it. Deletes and tables without stamps count by commit time.
@@ -143,12 +146,15 @@ begin
         from (
           select v.kf, case when v.own then -1 else get_byte(v.d, 1) & 63 end as n, get_byte(v.d, 0) & 7 as op,
             afterimage.seq(v.kf, v.d) as seq, v.at, get_byte(v.d, 0) & 16 <> 0 as local,
-            case when get_byte(v.d, 0) & 16 = 0 then afterimage.salesforce_at(r.object_id, v.at, v.d) end as stamp
+            case
+              when get_byte(v.d, 0) & 16 <> 0 then null
+              when substr(v.d, 4, 4) <> '\x80000000'::bytea then afterimage.stamp(v.at, v.d)
+              else afterimage.as_timestamp(afterimage.text_of(afterimage.fields(v.d), stamp_field)) at time zone 'UTC'
+            end as stamp
           from (
             select k.kf, true as own, k.at, k.d from afterimage.keyframe k where k.rid = $1 and k.kf = 0
             union all
-            select c.kf, false, c.at, c.d from afterimage.delta c where c.rid = $1) v
-          join afterimage.record r on r.rid = $1) q) s) t
+            select c.kf, false, c.at, c.d from afterimage.delta c where c.rid = $1) v) q) s) t
     where t.clock_at <= $2
     order by t.seq desc
     limit 1;

@@ -6,7 +6,7 @@ select o.name as org, b.name as object, r.sfid,
   afterimage.seq(v.kf, v.d) as seq,
   afterimage.op(v.d) as op,
   v.at,
-  case when get_byte(v.d, 0) & 16 = 0 then afterimage.salesforce_at(r.object_id, v.at, v.d) end as salesforce_at,
+  case when get_byte(v.d, 0) & 16 = 0 then coalesce(afterimage.stamp(v.at, v.d), afterimage.salesforce_at(r.object_id, v.at, v.d)) end as salesforce_at,
   afterimage.recorded_at(v.at, v.d) as recorded_at,
   afterimage.changed_by(r.object_id, v.rid, v.kf, v.d) as changed_by,
   afterimage.change_set(r.object_id, v.rid, v.kf, v.d) as changes,
@@ -19,9 +19,11 @@ from afterimage.org o
 join afterimage.object b on b.org_id = o.org_id
 join afterimage.record r on r.object_id = b.object_id
 join (
-  select c.rid, c.kf, c.at, c.d from afterimage.delta c
+  select c.rid, c.kf, c.at, c.d, false as keyframe from afterimage.delta c
   union all
-  select k.rid, k.kf, k.at, k.d from afterimage.keyframe k where k.kf = 0) v on v.rid = r.rid;
+  select k.rid, k.kf, k.at, k.d, true from afterimage.keyframe k) v on v.rid = r.rid
+-- Not within the union: a branch with a condition of its own is not flattened, and then keyframe is scanned whole.
+where not v.keyframe or v.kf = 0;
 comment on view afterimage.changes is 'One row for each stored version of each record: what changed, when by three clocks, by whom, and which Kafka message brought it.';
 comment on column afterimage.changes.org is 'Org, as declared in the configuration.';
 comment on column afterimage.changes.object is 'Table name.';
