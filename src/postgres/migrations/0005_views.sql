@@ -91,7 +91,7 @@ comment on column afterimage.records.status is 'live or deleted.';
 comment on column afterimage.records.seq is 'Number of the last version, from 0.';
 comment on column afterimage.records.first_at is 'Valid-from of the first version.';
 comment on column afterimage.records.last_at is 'Valid-from of the last version.';
-comment on column afterimage.records.image is 'Visible fields that are not null, by name; of a deleted record as it was last. Value forms as in changes.';
+comment on column afterimage.records.image is 'Every visible field observed so far, by name, null where it is null; of a deleted record as it was last. Value forms as in changes.';
 
 create view afterimage.positions as
 select o.name as org, b.name as object, s.topic, p.partition, p.incarnation,
@@ -165,7 +165,7 @@ join afterimage.source s on s.source_id = p.source_id
 left join afterimage.record r on r.rid = l.rid
 left join afterimage.object b on b.object_id = coalesce(r.object_id, s.object_id)
 left join afterimage.org o on o.org_id = coalesce(b.org_id, s.org_id);
-comment on view afterimage.late_events is 'Events that arrived after newer ones of their record: kept, and put in their place later.';
+comment on view afterimage.late_events is 'Events that arrived after newer ones of their record: kept with their row, not part of the history.';
 comment on column afterimage.late_events.org is 'Org, as declared in the configuration.';
 comment on column afterimage.late_events.object is 'Table name.';
 comment on column afterimage.late_events.topic is 'Kafka topic.';
