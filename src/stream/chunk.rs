@@ -1,9 +1,9 @@
 //! A chunk of messages in order: decode, look up what they need, judge one after the other.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use metrics::counter;
+use metrics::{counter, histogram};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -45,6 +45,7 @@ impl Group {
             let meaning = self.parts.decoder.decode(&peeked, message.key.as_deref(), message.payload.as_deref());
             arrived.push(Arrived { partition, message, meaning });
         }
+        self.count_events(&arrived);
         let arrived = self.forget_passed(arrived)?;
         self.note_fields(&arrived)?;
         self.prefetch(&arrived)?;
@@ -53,6 +54,17 @@ impl Group {
         }
         self.overlay.forget_clean();
         Ok(())
+    }
+
+    fn count_events(&self, arrived: &[Arrived]) {
+        for (op, label) in [(Op::Create, "create"), (Op::Update, "update"), (Op::Delete, "delete"), (Op::Read, "read")]
+        {
+            let n = arrived.iter().filter(|one| one.event().is_some_and(|event| event.op == op)).count();
+            if n > 0 {
+                counter!(names::EVENTS_DECODED, "topic" => self.parts.topic.to_string(), "op" => label)
+                    .increment(n as u64);
+            }
+        }
     }
 
     // ---- catching up ------------------------------------------------------------------------------------
@@ -260,7 +272,7 @@ impl Group {
             }
         }
         counter!(names::IMAGE_LOOKUPS, "result" => "store").increment(found.len() as u64);
-                Ok(found)
+        Ok(found)
     }
 
     /// Loads records from Postgres, registering those that it does not know.
@@ -270,7 +282,9 @@ impl Group {
         }
         let facts = self.parts.dictionary.facts().clone();
         let identities: Vec<&str> = wanted.keys().copied().collect();
+        let started = Instant::now();
         let mut records = self.ask(async |client| lookup::records(client, &facts, &identities).await)?;
+        histogram!(names::READ_THROUGH_SECONDS).record(started.elapsed().as_secs_f64());
         let known: HashSet<&str> = records.iter().map(|(identity, _)| &**identity).collect();
         let newcomers: Vec<Newcomer> = wanted
             .iter()

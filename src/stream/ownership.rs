@@ -58,8 +58,7 @@ pub struct Claims {
 
 impl Claims {
     fn claim_all(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, i64)>, String> {
-        let watermarks =
-            self.metadata.watermarks(partitions, BROKER_TIME).map_err(|error| error.to_string())?;
+        let watermarks = self.metadata.watermarks(partitions, BROKER_TIME).map_err(|error| error.to_string())?;
         let mut wanted = Vec::with_capacity(watermarks.len());
         for (of, marks) in &watermarks {
             let Some(side) = self.topics.get(&of.topic) else { continue };
@@ -165,8 +164,14 @@ impl Ownership for Claims {
     fn claim(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {
         counter!(names::REBALANCES, "kind" => "assigned").increment(1);
         match self.claim_all(partitions) {
-            Ok(starts) => starts,
+            Ok(starts) => {
+                counter!(names::CLAIMS, "result" => "claimed").increment(starts.len() as u64);
+                let refused = partitions.len().saturating_sub(starts.len());
+                counter!(names::CLAIMS, "result" => "refused").increment(refused as u64);
+                starts
+            }
             Err(reason) => {
+                counter!(names::CLAIMS, "result" => "timed_out").increment(partitions.len() as u64);
                 tracing::warn!(%reason, partitions = partitions.len(), "partitions not claimed; trying again");
                 Vec::new()
             }
