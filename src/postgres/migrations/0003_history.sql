@@ -202,7 +202,7 @@ return (
   cross join lateral afterimage.version_at(r.rid, $4, $5) v
   where o.name = $1 and v.op <> 4);
 comment on function afterimage.as_of(text, text, text, timestamptz, text) is
-  'What one record looked like at a moment (inclusive): its visible fields that are not null. NULL if it was deleted or not there yet. Clocks: commit (source commit time), salesforce (systemmodstamp; a local write counts from the next known stamp, a delete from its commit time), recorded (when afterimage wrote it).';
+  'What one record looked like at a moment (inclusive): its visible fields as far as observed. NULL if it was deleted or not there yet. Clocks: commit (source commit time), salesforce (systemmodstamp; a local write counts from the next known stamp, a delete from its commit time), recorded (when afterimage wrote it).';
 
 create function afterimage.object_as_of(org text, object text, at timestamptz, clock text default 'commit')
 returns table(sfid text, image jsonb) language plpgsql stable parallel safe as $$
@@ -219,7 +219,7 @@ begin
         select coalesce(jsonb_object_agg(c.name, afterimage.typed(e.value, c.types -> -1 ->> 'type')), '{}')
         from jsonb_each(v.f) e
         join afterimage.field c on c.object_id = of_object and c.field_no = e.key::smallint
-        where c.class = 'v' and e.value <> 'null'::jsonb)
+        where c.class = 'v')
     from afterimage.record r
     cross join lateral afterimage.version_as_of(r.rid, $3) v
     where r.object_id = of_object and get_byte(v.d, 0) & 7 <> 4;
