@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+
+use crate::demo::DemoOptions;
 use clap_complete::Shell;
 
 use super::failure::Failure;
@@ -125,7 +127,7 @@ Examples:
   afterimage demo
   afterimage demo --events 20000 --seed 7
   afterimage demo --keep                             stays up until Ctrl-C, to look around with psql")]
-    Demo(DemoArgs),
+    Demo(DemoOptions),
     /// The effective configuration.
     Config {
         /// What to do with it.
@@ -151,29 +153,6 @@ pub struct RunArgs {}
 #[derive(Debug, Clone, Args)]
 pub struct MigrateArgs {
     /// Print the result as JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Flags of `demo`.
-#[derive(Debug, Clone, Args)]
-pub struct DemoArgs {
-    /// How many events the simulated orgs make
-    #[arg(long, default_value_t = 60_000, value_name = "N")]
-    pub events: u64,
-    /// Seed of the simulation: the same seed makes the same events
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub seed: u64,
-    /// Simulated orgs
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2), value_name = "N")]
-    pub orgs: u8,
-    /// Worker processes
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2), value_name = "N")]
-    pub workers: u8,
-    /// Leave it running until Ctrl-C
-    #[arg(long)]
-    pub keep: bool,
-    /// Print the closing report as JSON
     #[arg(long)]
     pub json: bool,
 }

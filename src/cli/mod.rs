@@ -9,7 +9,7 @@ mod print;
 mod seam;
 mod verbs;
 
-pub use args::{Cli, Command, ConfigCommand, DemoArgs, GlobalArgs, MigrateArgs, RunArgs};
+pub use args::{Cli, Command, ConfigCommand, GlobalArgs, MigrateArgs, RunArgs};
 pub use failure::{Exit, Failure};
 
 use std::process::ExitCode;

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::args::{DemoArgs, MigrateArgs};
+use super::args::MigrateArgs;
 use super::failure::{Exit, Failure};
 use crate::config::{Config, Identity, KafkaSettings, PoolMode, PostgresSettings, SslMode, TopicMap, map_topics};
 use crate::core::decode::{IdentityRule, TopicRules};
 use crate::core::event::Micros;
+use crate::demo::{self, DemoOptions, WorkerCommand};
 use crate::kafka;
 use crate::postgres::client::{SinkSettings, Tls, describe};
 use crate::postgres::migrate::{self, MigrateError};
@@ -83,11 +84,8 @@ pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Fai
     let mut client = sink.connect().await.map_err(|error| Failure::new(Exit::Failed, "migrate", error))?;
     let report = migrate::migrate(&mut client).await.map_err(|error| schema_failure(&error))?;
     if args.json {
-        let applied: Vec<_> = report
-            .applied
-            .iter()
-            .map(|(number, name)| serde_json::json!({ "number": number, "name": name }))
-            .collect();
+        let applied: Vec<_> =
+            report.applied.iter().map(|(number, name)| serde_json::json!({ "number": number, "name": name })).collect();
         println!("{}", serde_json::json!({ "version": report.version, "applied": applied }));
         return Ok(());
     }
@@ -103,8 +101,14 @@ pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Fai
 }
 
 /// Everything on one machine.
-pub(super) async fn demo(_args: DemoArgs) -> Result<(), Failure> {
-    Err(Failure::new(Exit::Failed, "demo", "not wired yet"))
+pub(super) async fn demo(options: DemoOptions) -> Result<(), Failure> {
+    let failed = |error: anyhow::Error| match error.downcast_ref::<demo::Interrupted>() {
+        Some(interrupted) => Failure::new(Exit::Failed, "demo", interrupted),
+        None => Failure::of("demo", &error),
+    };
+    let worker = WorkerCommand::current().map_err(failed)?;
+    let report = demo::run(options, worker).await.map_err(failed)?;
+    if report.ok() { Ok(()) } else { Err(Failure::new(Exit::Failed, "demo", "a check failed; the report says which")) }
 }
 
 fn micros(duration: Duration) -> Micros {
@@ -163,8 +167,8 @@ async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<Top
     .map_err(|error| Failure::new(Exit::Failed, "kafka", error))?
     .map_err(failed)?;
     let names: Vec<String> = names.into_iter().map(|topic| topic.name.to_string()).collect();
-    let plan = map_topics(config, &names)
-        .map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
+    let plan =
+        map_topics(config, &names).map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
     for topic in &plan.unmapped {
         tracing::warn!(%topic, "belongs to no org and is not read: name it under [[org]] if it should be");
     }
@@ -172,8 +176,7 @@ async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<Top
     for (org, object) in &plan.idle_objects {
         tracing::warn!(%org, %object, "[[object]] is configured, but no topic belongs to it");
     }
-    let topics =
-        plan.complete().map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
+    let topics = plan.complete().map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
     Ok(topics.into_iter().map(|topic| plan_of(topic, config)).collect())
 }
 
@@ -189,6 +192,9 @@ fn plan_of(topic: TopicMap, config: &Config) -> TopicPlan {
             object: topic.object,
             identity: object.identity.as_ref().map(Identity::stored),
             grace: micros(object.grace),
+            masked: object.mask_add.iter().cloned().collect(),
+            types: object.types.clone(),
+            config_hash: config.history_hash().to_vec(),
         },
         rules: TopicRules {
             identity: match object.identity {

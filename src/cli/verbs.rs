@@ -1,9 +1,10 @@
 //! The verbs that do work: telemetry and a runtime around a call into the module that does it.
 
-use super::args::{DemoArgs, GlobalArgs, MigrateArgs, RunArgs};
-use super::seam;
+use super::args::{GlobalArgs, MigrateArgs, RunArgs};
 use super::failure::{Exit, Failure};
+use super::seam;
 use crate::config::{Config, LogFormat, LogSettings};
+use crate::demo::DemoOptions;
 use crate::telemetry;
 
 /// `run`.
@@ -29,7 +30,7 @@ pub(super) fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> 
 }
 
 /// `demo`. It makes its own configuration; of the global flags only those of the log matter.
-pub(super) fn demo(global: &GlobalArgs, args: DemoArgs) -> Result<(), Failure> {
+pub(super) fn demo(global: &GlobalArgs, args: DemoOptions) -> Result<(), Failure> {
     let format = match global.log_format.as_deref() {
         Some("json") => LogFormat::Json,
         _ => LogFormat::Text,

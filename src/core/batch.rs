@@ -332,6 +332,11 @@ impl OpenBatch {
         }
     }
 
+    /// Whether a record of this hash was judged in this batch.
+    pub fn touched(&self, key_hash: i64) -> bool {
+        self.touched.contains(&key_hash)
+    }
+
     /// Notes a record as judged, changed or not.
     pub fn touch(&mut self, key_hash: i64) {
         self.touched.insert(key_hash);
@@ -399,4 +404,3 @@ impl OpenBatch {
         sealed
     }
 }
-

@@ -28,12 +28,7 @@ pub struct Seen {
 impl Seen {
     /// As the record stands.
     pub fn of(record: &Record) -> Self {
-        Seen {
-            home: record.home,
-            row_key: record.row_key.clone(),
-            floor: record.floor,
-            head: record.head_id(),
-        }
+        Seen { home: record.home, row_key: record.row_key.clone(), floor: record.floor, head: record.head_id() }
     }
 }
 

@@ -12,7 +12,7 @@ use super::KafkaError;
 use super::inbox::lock;
 
 /// How to reach Kafka, and as whom.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct KafkaSettings {
     /// Bootstrap servers, `host:port,host:port`. See [`parse_brokers`] for Heroku's URL form.
     pub brokers: String,
@@ -48,6 +48,22 @@ impl KafkaSettings {
             client_id: "afterimage".into(),
             queue_bytes: 64 << 20,
         }
+    }
+}
+
+/// Names the extra settings but not their values: SASL passwords are among them.
+impl std::fmt::Debug for KafkaSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaSettings")
+            .field("brokers", &self.brokers)
+            .field("group", &self.group)
+            .field("tls", &self.tls)
+            .field("extra", &self.extra.keys())
+            .field("group_instance_id", &self.group_instance_id)
+            .field("session_timeout", &self.session_timeout)
+            .field("client_id", &self.client_id)
+            .field("queue_bytes", &self.queue_bytes)
+            .finish()
     }
 }
 
@@ -154,7 +170,12 @@ const CONSUMER_DEFAULTS: &[(&str, &str, &str)] = &[
         "60000",
         "also the group's patience with a member that does not rejoin; callbacks take seconds, not minutes",
     ),
-    ("fetch.wait.max.ms", "100", "the end-of-partition mark comes with an empty fetch; the default of 500 delays it"),
+    (
+        "fetch.wait.max.ms",
+        "100",
+        "an end-of-partition mark comes with an empty fetch, and a claimed or rewound partition waits for the fetch \
+         under way; the default of 500 delays both",
+    ),
     (
         "fetch.queue.backoff.ms",
         "5",
@@ -317,5 +338,144 @@ impl ClientContext for ClientLog {
     fn error(&self, error: NativeError, reason: &str) {
         self.note(format!("{error}: {reason}"));
         tracing::debug!(target: "librdkafka", %error, "{reason}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> KafkaSettings {
+        KafkaSettings::new("a:1,b:2", "afterimage.main")
+    }
+
+    fn reason(error: KafkaError) -> (String, String) {
+        match error {
+            KafkaError::Setting { name, reason } => (name, reason),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_settings_that_carry_a_promise_are_set_and_cannot_be_changed() {
+        let config = consumer_config(&settings(), 6).unwrap();
+        for (name, value) in [
+            ("bootstrap.servers", "a:1,b:2"),
+            ("group.id", "afterimage.main"),
+            ("session.timeout.ms", "6000"),
+            ("heartbeat.interval.ms", "2000"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("auto.offset.reset", "error"),
+            ("enable.partition.eof", "true"),
+            ("group.protocol", "classic"),
+            ("partition.assignment.strategy", "cooperative-sticky"),
+            ("isolation.level", "read_committed"),
+            ("allow.auto.create.topics", "false"),
+            ("fetch.queue.backoff.ms", "5"),
+        ] {
+            assert_eq!(config.get(name), Some(value), "{name}");
+        }
+        assert_eq!(config.get("group.instance.id"), None);
+        for name in FORCED.iter().map(|(name, ..)| *name).chain(FIELDS.iter().map(|(name, _)| *name)) {
+            let mut wrong = settings();
+            wrong.extra.insert(name.into(), "x".into());
+            assert_eq!(reason(consumer_config(&wrong, 1).unwrap_err()).0, name);
+            assert_eq!(reason(metadata_config(&wrong).unwrap_err()).0, name);
+        }
+    }
+
+    #[test]
+    fn other_settings_can_be_changed_and_librdkafka_takes_all_of_them() {
+        let mut own = settings();
+        own.group_instance_id = Some("w1".into());
+        own.session_timeout = Duration::from_secs(10);
+        own.extra.insert("fetch.wait.max.ms".into(), "7".into());
+        own.extra.insert("client.rack".into(), "r".into());
+        let config = consumer_config(&own, 1).unwrap();
+        assert_eq!(config.get("fetch.wait.max.ms"), Some("7"));
+        assert_eq!(config.get("client.rack"), Some("r"));
+        assert_eq!(config.get("group.instance.id"), Some("w1"));
+        assert_eq!(config.get("session.timeout.ms"), Some("10000"));
+        for config in [config, metadata_config(&settings()).unwrap(), producer_config(&settings()).unwrap()] {
+            config.create_native_config().unwrap();
+        }
+    }
+
+    #[test]
+    fn tls_always_checks_the_ca_and_the_host_name_unless_told_otherwise() {
+        let mut tls = settings();
+        assert_eq!(consumer_config(&tls, 1).unwrap().get("security.protocol"), None);
+        tls.tls = Some(Tls {
+            ca_pem: Some("CA".into()),
+            identity_pem: Some(("CERT".into(), "KEY".into())),
+            key_password: Some("PASSWORD".into()),
+            verify_hostname: true,
+        });
+        let producer = producer_config(&tls).unwrap();
+        for config in [consumer_config(&tls, 1).unwrap(), metadata_config(&tls).unwrap(), producer] {
+            for (name, value) in [
+                ("security.protocol", "ssl"),
+                ("enable.ssl.certificate.verification", "true"),
+                ("ssl.endpoint.identification.algorithm", "https"),
+                ("ssl.ca.pem", "CA"),
+                ("ssl.certificate.pem", "CERT"),
+                ("ssl.key.pem", "KEY"),
+                ("ssl.key.password", "PASSWORD"),
+            ] {
+                assert_eq!(config.get(name), Some(value), "{name}");
+            }
+        }
+        let printed = format!("{tls:?}");
+        assert!(!printed.contains("KEY") && !printed.contains("PASSWORD"), "{printed}");
+        if let Some(tls) = &mut tls.tls {
+            tls.verify_hostname = false;
+        }
+        let config = consumer_config(&tls, 1).unwrap();
+        assert_eq!(config.get("ssl.endpoint.identification.algorithm"), Some("none"));
+        assert_eq!(config.get("enable.ssl.certificate.verification"), Some("true"));
+        tls.extra.insert("sasl.mechanism".into(), "SCRAM-SHA-512".into());
+        assert_eq!(consumer_config(&tls, 1).unwrap().get("security.protocol"), Some("sasl_ssl"));
+        assert!(Tls::default().verify_hostname);
+    }
+
+    #[test]
+    fn printed_settings_hold_no_secret() {
+        let mut own = settings();
+        own.extra.insert("sasl.password".into(), "hunter2".into());
+        let printed = format!("{own:?}");
+        assert!(!printed.contains("hunter2") && printed.contains("sasl.password"), "{printed}");
+    }
+
+    #[test]
+    fn brokers_are_read_in_every_form() {
+        let read = |url| parse_brokers(url).map_err(|error| reason(error).1);
+        assert_eq!(read("a:1"), Ok(("a:1".into(), false)));
+        assert_eq!(read(" a:1 , [::1]:2,"), Ok(("a:1,[::1]:2".into(), false)));
+        assert_eq!(read("kafka://a:1/"), Ok(("a:1".into(), false)));
+        assert_eq!(read("kafka+ssl://a:9096,kafka+ssl://b:9096"), Ok(("a:9096,b:9096".into(), true)));
+        for (url, word) in [
+            ("", "no server"),
+            ("a", "host:port"),
+            (":1", "host:port"),
+            ("a:99999", "host:port"),
+            ("kafka+ssl://a:1,kafka://b:2", "some"),
+            ("http://a:1", "http"),
+        ] {
+            assert!(read(url).unwrap_err().contains(word), "{url}");
+        }
+        assert!(!read("user:secret@a").unwrap_err().contains("secret"));
+    }
+
+    #[test]
+    fn the_queue_bytes_are_shared_and_never_starve_a_partition() {
+        let limits = |queue_bytes, partitions| FetchLimits::new(queue_bytes, partitions);
+        let one = FetchLimits { queued_kbytes: 32 << 10, partition_bytes: 4 << 20, fetch_bytes: 16 << 20 };
+        assert_eq!(limits(64 << 20, 1), one);
+        assert_eq!(limits(64 << 20, 0), one);
+        let many = FetchLimits { queued_kbytes: 128, partition_bytes: 128 << 10, fetch_bytes: 16 << 20 };
+        assert_eq!(limits(64 << 20, 256), many);
+        assert_eq!(limits(0, 256), FetchLimits { fetch_bytes: 1 << 20, ..many });
+        assert_eq!(limits(usize::MAX, 1).queued_kbytes, 2_097_151);
     }
 }

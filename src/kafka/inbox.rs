@@ -47,6 +47,29 @@ pub struct Progress {
     pub end: Option<i64>,
 }
 
+impl Progress {
+    fn start(generation: u64, next: i64) -> Self {
+        Self { generation, next, end: None }
+    }
+
+    /// Whether the message at `offset` is to be delivered. After a rebalance librdkafka resumes from the last offset it
+    /// saw polled, and a poll at that very moment can be missed: then messages come again.
+    fn deliver(&mut self, offset: i64) -> bool {
+        if offset < self.next {
+            return false;
+        }
+        self.next = offset + 1;
+        self.end = None;
+        true
+    }
+
+    fn reach_end(&mut self, offset: i64) {
+        if offset >= self.next {
+            self.end = Some(offset);
+        }
+    }
+}
+
 /// Trouble with one partition. It delivers nothing more until it is rewound or claimed anew, except after
 /// [`FaultKind::Other`], where librdkafka goes on trying.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,7 +269,7 @@ impl Inbox {
         generation: u64,
         next: i64,
     ) {
-        let progress = Progress { generation, next, end: None };
+        let progress = Progress::start(generation, next);
         let mut guard = lock(&self.slots);
         guard.slots.retain(|slot| slot.partition != partition);
         guard.slots.push(Slot { partition, queue, ready, progress, suspended: false });
@@ -266,7 +289,7 @@ impl Inbox {
         guard.faults.retain(|fault| fault.partition != partition);
         let Some(slot) = guard.slots.iter_mut().find(|slot| slot.partition == partition) else { return false };
         slot.suspended = true;
-        slot.progress = Progress { generation, next, end: None };
+        slot.progress = Progress::start(generation, next);
         true
     }
 
@@ -294,26 +317,19 @@ impl Slot {
     fn take(&mut self, into: &mut Vec<Message>, want: usize, faults: &mut Vec<Fault>) {
         let Self { partition, queue, ready, progress, .. } = self;
         let polled = queue.poll(want, |entry| match entry {
-            // After a rebalance librdkafka resumes from the last offset it saw polled, and a poll at that moment can be
-            // missed: the message comes again.
-            Polled::Message { offset, .. } if offset < progress.next => {}
             Polled::Message { offset, timestamp_ms, key, payload } => {
-                progress.next = offset + 1;
-                progress.end = None;
-                into.push(Message {
-                    partition: *partition,
-                    offset,
-                    timestamp_ms,
-                    key: key.map(<[u8]>::to_vec),
-                    payload: payload.map(<[u8]>::to_vec),
-                    generation: progress.generation,
-                });
-            }
-            Polled::End { offset } => {
-                if offset >= progress.next {
-                    progress.end = Some(offset);
+                if progress.deliver(offset) {
+                    into.push(Message {
+                        partition: *partition,
+                        offset,
+                        timestamp_ms,
+                        key: key.map(<[u8]>::to_vec),
+                        payload: payload.map(<[u8]>::to_vec),
+                        generation: progress.generation,
+                    });
                 }
             }
+            Polled::End { offset } => progress.reach_end(offset),
             Polled::Error { code, offset, reason } => faults.push(Fault {
                 partition: *partition,
                 generation: progress.generation,
@@ -341,5 +357,27 @@ fn fault_kind(code: Code) -> FaultKind {
 impl fmt::Debug for Inbox {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Inbox").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_only_goes_forward_and_jumps_over_holes() {
+        let mut progress = Progress::start(7, 5);
+        progress.reach_end(4);
+        assert_eq!(progress, Progress { generation: 7, next: 5, end: None }, "an end before the start is an old one");
+        // 5 and 6 were compacted away; 7 comes again after a rebalance.
+        assert!(progress.deliver(7));
+        assert!(!progress.deliver(7) && !progress.deliver(6));
+        assert_eq!(progress.next, 8);
+        // The end lies behind two control records, and is not the end any more after the next message.
+        progress.reach_end(10);
+        assert!(!progress.deliver(7));
+        assert_eq!((progress.next, progress.end), (8, Some(10)));
+        assert!(progress.deliver(10));
+        assert_eq!((progress.next, progress.end), (11, None));
     }
 }

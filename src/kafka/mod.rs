@@ -8,7 +8,8 @@
 //! | file | holds |
 //! | --- | --- |
 //! | `client.rs` | settings: what we force on every client, and why |
-//! | `consumer.rs` | the group member: claim, assign, rewind, release, stop |
+//! | `consumer.rs` | the handle: start, rewind, release, stop; and [`Ownership`], the contract behind claims |
+//! | `member.rs` | the group member: its thread and its rebalance callback |
 //! | `inbox.rs` | the messages of one topic, by partition |
 //! | `native.rs` | the `unsafe` corner: polling one partition's own queue, cached watermarks |
 //! | `metadata.rs` | topics, partitions, watermarks, cluster id: plain questions with time-outs |
@@ -37,12 +38,14 @@
 //! - *Every rebalance event throws the fetched messages of all partitions away* (they are paused and resumed from the
 //!   last polled offset). A callback that waits stops all partitions; therefore partitions are claimed outside
 //!   the callback. A message polled while the pause happens comes again: the inbox drops offsets it has passed.
-//! - *`rd_kafka_consume_batch_queue` loses messages here.* It also takes an end-of-partition mark at offset N for a
+//! - *`rd_kafka_consume_batch_queue` would lose messages here* (read in its source, not run). It also takes an end-of-partition mark at offset N for a
 //!   consumed message and moves the resume point to N + 1; after the next rebalance message N would be skipped. The
 //!   queues are polled as events, where only messages move it.
 //! - *`PartitionEOF` of the safe API names no topic and no offset*, so it could not be used with several topics.
 //! - *A group answer must name only partitions that are really assigned*, or librdkafka refuses it and the member
 //!   hangs in the rebalance. The callback intersects with the actual assignment and always answers.
+//! - *A client with a fatal error can't be destroyed*: its main thread spins for ever, with the crate's own consumer
+//!   as well. It is taken out of the group and left behind; the process should end soon.
 //! - *An offset commit in flight holds back every new assignment* until it is answered, at worst for
 //!   `socket.timeout.ms`. Commit offsets seldom, and not right before a rewind.
 
@@ -50,6 +53,7 @@ mod client;
 mod consumer;
 mod embedded;
 mod inbox;
+mod member;
 mod metadata;
 mod native;
 

@@ -116,7 +116,8 @@ impl SinkSettings {
             tls.danger_accept_invalid_certs(true).danger_accept_invalid_hostnames(true);
         }
         if let Some(path) = &self.ca {
-            let unreadable = |reason: String| ConnectError::Settings(format!("certificate {}: {reason}", path.display()));
+            let unreadable =
+                |reason: String| ConnectError::Settings(format!("certificate {}: {reason}", path.display()));
             let pem = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
             let certificate = native_tls::Certificate::from_pem(&pem).map_err(|error| unreadable(error.to_string()))?;
             tls.add_root_certificate(certificate);

@@ -94,13 +94,11 @@ impl From<tokio_postgres::Error> for CommitError {
         let code = db.code().code();
         if code == "AI001" {
             let detail = db.detail().unwrap_or_default().to_string();
-            let positions = detail
-                .split(',')
-                .filter_map(|part| part.trim().split(':').next()?.parse().ok())
-                .collect();
+            let positions = detail.split(',').filter_map(|part| part.trim().split(':').next()?.parse().ok()).collect();
             return CommitError::Fenced { positions, detail };
         }
-        let again = [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE, SqlState::LOCK_NOT_AVAILABLE];
+        let again =
+            [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE, SqlState::LOCK_NOT_AVAILABLE];
         if again.contains(db.code()) {
             CommitError::Again(error)
         } else if code.starts_with("08") || code.starts_with("57P0") || error.is_closed() {
@@ -166,15 +164,31 @@ async fn append(transaction: &Transaction<'_>, batches: &[&SealedBatch]) -> Resu
             )
             .await?;
         let types = [
-            Type::INT4, Type::INT8, Type::INT4, Type::CHAR, Type::BYTEA, Type::INT8, Type::TIMESTAMPTZ, Type::TEXT,
-            Type::BYTEA, Type::TIMESTAMPTZ,
+            Type::INT4,
+            Type::INT8,
+            Type::INT4,
+            Type::CHAR,
+            Type::BYTEA,
+            Type::INT8,
+            Type::TIMESTAMPTZ,
+            Type::TEXT,
+            Type::BYTEA,
+            Type::TIMESTAMPTZ,
         ];
         let mut writer = pin!(BinaryCopyInWriter::new(sink, &types));
         for late in batches.iter().flat_map(|batch| &batch.late) {
             let at = late.at.map(Moment);
             let row: [&(dyn ToSql + Sync); 10] = [
-                &late.position_id, &late.offset, &late.rid, &(late.op as i8), &late.row_key.as_bytes(),
-                &(late.lsn as i64), &at, &late.reason, &late.d, &Moment(late.recorded),
+                &late.position_id,
+                &late.offset,
+                &late.rid,
+                &(late.op as i8),
+                &late.row_key.as_bytes(),
+                &(late.lsn as i64),
+                &at,
+                &late.reason,
+                &late.d,
+                &Moment(late.recorded),
             ];
             writer.as_mut().write(&row).await?;
         }
@@ -188,7 +202,14 @@ async fn append(transaction: &Transaction<'_>, batches: &[&SealedBatch]) -> Resu
             )
             .await?;
         let types = [
-            Type::INT4, Type::INT8, Type::TEXT, Type::TEXT, Type::INT2, Type::TEXT, Type::BYTEA, Type::BYTEA,
+            Type::INT4,
+            Type::INT8,
+            Type::TEXT,
+            Type::TEXT,
+            Type::INT2,
+            Type::TEXT,
+            Type::BYTEA,
+            Type::BYTEA,
             Type::BYTEA,
         ];
         let mut writer = pin!(BinaryCopyInWriter::new(sink, &types));
@@ -196,8 +217,15 @@ async fn append(transaction: &Transaction<'_>, batches: &[&SealedBatch]) -> Resu
             for dead in &batch.dead {
                 let sha256 = dead.sha256.as_ref().map(|hash| hash.as_slice());
                 let row: [&(dyn ToSql + Sync); 9] = [
-                    &dead.position_id, &dead.offset, &dead.reason, &dead.detail, &batch.object_id, &dead.sfid,
-                    &dead.key, &dead.value, &sha256,
+                    &dead.position_id,
+                    &dead.offset,
+                    &dead.reason,
+                    &dead.detail,
+                    &batch.object_id,
+                    &dead.sfid,
+                    &dead.key,
+                    &dead.value,
+                    &sha256,
                 ];
                 writer.as_mut().write(&row).await?;
             }
@@ -274,7 +302,9 @@ async fn lock(
         known.invalidated = invalidated_since(transaction, &behind).await?;
         let hit = known.invalidated.iter().find(|gone| touched.contains(&key_hash(gone.object_id, &gone.identity)));
         if hit.is_some() {
-            known.inval_seq.extend(expected.iter().filter(|(id, _)| held.contains_key(id)).map(|(id, seq)| (*id, *seq)));
+            known
+                .inval_seq
+                .extend(expected.iter().filter(|(id, _)| held.contains_key(id)).map(|(id, seq)| (*id, *seq)));
             let reason = "a record of this batch was taken over by another position".to_string();
             return Err(CommitError::Rewind { reason, known: std::mem::take(known) });
         }
@@ -410,7 +440,12 @@ async fn settle(transaction: &Transaction<'_>, batch: &SealedBatch) -> Result<()
             .execute_typed(
                 "DELETE FROM afterimage.delta WHERE rid = $1 AND kf = $2 AND at = $3 AND get_byte(d, 1) & 63 = $4 \
                  AND get_byte(d, 0) & 7 = 4",
-                &[(&cancel.rid, Type::INT4), (&cancel.kf, Type::INT4), (&Moment(cancel.at), Type::TIMESTAMPTZ), (&n, Type::INT4)],
+                &[
+                    (&cancel.rid, Type::INT4),
+                    (&cancel.kf, Type::INT4),
+                    (&Moment(cancel.at), Type::TIMESTAMPTZ),
+                    (&n, Type::INT4),
+                ],
             )
             .await?;
         if gone != 1 {
@@ -467,7 +502,8 @@ async fn keys(transaction: &Transaction<'_>, batch: &SealedBatch) -> Result<(), 
         return Ok(());
     }
     let all: Vec<&[u8]> = batch.keys.iter().map(|change| change.key.as_bytes()).collect();
-    let old: Vec<_> = batch.keys.iter().filter_map(|change| Some((change.key.as_bytes(), change.old.as_ref()?))).collect();
+    let old: Vec<_> =
+        batch.keys.iter().filter_map(|change| Some((change.key.as_bytes(), change.old.as_ref()?))).collect();
     let gone: Vec<&[u8]> =
         batch.keys.iter().filter(|change| change.old.is_none()).map(|change| change.key.as_bytes()).collect();
     transaction

@@ -80,7 +80,12 @@ pub async fn register(client: &Client, object_id: i16, newcomers: &mut [Newcomer
     client
         .query_typed(
             REGISTER,
-            &[(&object_id, Type::INT2), (&sfids, Type::TEXT_ARRAY), (&homes, Type::INT4_ARRAY), (&keys, Type::BYTEA_ARRAY)],
+            &[
+                (&object_id, Type::INT2),
+                (&sfids, Type::TEXT_ARRAY),
+                (&homes, Type::INT4_ARRAY),
+                (&keys, Type::BYTEA_ARRAY),
+            ],
         )
         .await?;
     Ok(())
@@ -95,9 +100,7 @@ pub async fn records(
     object: &ObjectFacts,
     identities: &[&str],
 ) -> Result<Vec<(Box<str>, Record)>, LookupError> {
-    let rows = client
-        .query_typed(RECORDS, &[(&object.object_id, Type::INT2), (&identities, Type::TEXT_ARRAY)])
-        .await?;
+    let rows = client.query_typed(RECORDS, &[(&object.object_id, Type::INT2), (&identities, Type::TEXT_ARRAY)]).await?;
     rows.iter().map(|row| record(object, row)).collect()
 }
 
@@ -188,10 +191,7 @@ pub async fn keys(
 ) -> Result<Vec<(Box<str>, KeySlot)>, LookupError> {
     let raw: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes()).collect();
     let rows = client
-        .query_typed(
-            KEYS,
-            &[(&object.object_id, Type::INT2), (&raw, Type::BYTEA_ARRAY), (&source_id, Type::INT2)],
-        )
+        .query_typed(KEYS, &[(&object.object_id, Type::INT2), (&raw, Type::BYTEA_ARRAY), (&source_id, Type::INT2)])
         .await?;
     let mut found: HashMap<Box<str>, KeySlot> = HashMap::with_capacity(rows.len());
     for row in &rows {

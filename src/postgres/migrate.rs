@@ -106,7 +106,9 @@ pub enum MigrateError {
         name: String,
     },
     /// The payloads are UTF-8 and are read by `convert_from(…, 'UTF8')`.
-    #[error("the database's encoding is {0}, afterimage needs UTF8: create one with `TEMPLATE template0 ENCODING 'UTF8'`")]
+    #[error(
+        "the database's encoding is {0}, afterimage needs UTF8: create one with `TEMPLATE template0 ENCODING 'UTF8'`"
+    )]
     Encoding(String),
     /// Older than PostgreSQL 14.
     #[error("the server is PostgreSQL {0}, afterimage needs 14 or later")]
@@ -135,9 +137,8 @@ pub async fn check(client: &Client) -> Result<SchemaVersion, MigrateError> {
     if !has_table(client, "afterimage.meta").await? {
         return Err(too_old(None));
     }
-    let rows = client
-        .query_typed("select schema_version, sink_id, system_identifier from afterimage.meta", &[])
-        .await?;
+    let rows =
+        client.query_typed("select schema_version, sink_id, system_identifier from afterimage.meta", &[]).await?;
     let Some(row) = rows.first() else { return Err(too_old(None)) };
     let schema =
         SchemaVersion { version: row.try_get(0)?, sink_id: row.try_get(1)?, system_identifier: row.try_get(2)? };
@@ -176,7 +177,10 @@ async fn apply(client: &mut Client, migrations: &[Migration]) -> Result<Report, 
         }
         let checksum = Sha256::digest(migration.sql).to_vec();
         let before = tx
-            .query_typed("select checksum from afterimage.migration where number = $1", &[(&migration.number, Type::INT4)])
+            .query_typed(
+                "select checksum from afterimage.migration where number = $1",
+                &[(&migration.number, Type::INT4)],
+            )
             .await?;
         if let Some(row) = before.first() {
             if row.try_get::<_, Vec<u8>>(0)? != checksum {
@@ -217,8 +221,7 @@ async fn highest(client: &impl GenericClient) -> Result<i32, tokio_postgres::Err
 }
 
 async fn has_table(client: &impl GenericClient, name: &str) -> Result<bool, tokio_postgres::Error> {
-    let rows =
-        client.query_typed("select pg_catalog.to_regclass($1) is not null", &[(&name, Type::TEXT)]).await?;
+    let rows = client.query_typed("select pg_catalog.to_regclass($1) is not null", &[(&name, Type::TEXT)]).await?;
     rows.first().map_or(Ok(false), |row| row.try_get(0))
 }
 

@@ -11,3 +11,6 @@ pub mod lookup;
 pub mod migrate;
 pub mod registry;
 mod wire;
+
+/// A connection to the sink, and what can go wrong on it: the driver's own types, under the sink's name.
+pub use tokio_postgres::{Client, Error};

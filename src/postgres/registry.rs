@@ -1,6 +1,6 @@
 //! Names become numbers: orgs, objects, sources, fields.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use tokio_postgres::types::{Json, Type};
 use tokio_postgres::{Client, Transaction};
@@ -55,6 +55,12 @@ pub struct Declared {
     pub identity: Option<String>,
     /// Grace for cancelling a delete, µs.
     pub grace: Micros,
+    /// Columns that configuration takes out of history, sorted.
+    pub masked: Vec<String>,
+    /// Declared column types.
+    pub types: BTreeMap<String, Kind>,
+    /// Hash of the effective configuration.
+    pub config_hash: Vec<u8>,
 }
 
 /// A topic as the sink knows it.
@@ -70,6 +76,8 @@ pub struct Source {
     pub identity: String,
     /// Whether the object has any field yet (then its identity rule is settled).
     pub settled: bool,
+    /// Org.
+    pub org: String,
 }
 
 /// Which sink this is: a local store made for another one is worthless.
@@ -150,7 +158,8 @@ async fn source(
         .await?;
     let found = transaction
         .query_typed(
-            "SELECT source_id, org_id, object_id, cluster_id, group_id FROM afterimage.source WHERE name = $1",
+            "SELECT source_id, org_id, object_id, cluster_id, group_id \
+             FROM afterimage.source WHERE name = $1",
             &[(&declared.topic, Type::TEXT)],
         )
         .await?;
@@ -167,7 +176,11 @@ async fn source(
             }
             let (its_cluster, its_group) = (its_cluster.unwrap_or_default(), its_group.unwrap_or_default());
             if (its_cluster.as_str(), its_group.as_str()) != (cluster, group) {
-                return Err(RegistryError::Held { topic: declared.topic.clone(), group: its_group, cluster: its_cluster });
+                return Err(RegistryError::Held {
+                    topic: declared.topic.clone(),
+                    group: its_group,
+                    cluster: its_cluster,
+                });
             }
             row.try_get(0)?
         }
@@ -186,7 +199,32 @@ async fn source(
             .await?[0]
             .try_get(0)?,
     };
-    Ok(Source { source_id, object_id, topic: declared.topic.clone(), identity, settled })
+    declare(transaction, object_id, declared).await?;
+    Ok(Source { source_id, object_id, topic: declared.topic.clone(), identity, settled, org: declared.org.clone() })
+}
+
+/// Leaves a row for users when an object's masks or types change.
+async fn declare(
+    transaction: &Transaction<'_>,
+    object_id: i16,
+    declared: &Declared,
+) -> Result<(), tokio_postgres::Error> {
+    let types: BTreeMap<&str, &str> = declared.types.iter().map(|(name, kind)| (name.as_str(), kind.sql())).collect();
+    transaction
+        .execute_typed(
+            "INSERT INTO afterimage.declaration (object_id, masked, types, config_hash) SELECT $1, $2, $3, $4 \
+             WHERE NOT EXISTS (SELECT 1 FROM (SELECT d.masked, d.types FROM afterimage.declaration d \
+                                 WHERE d.object_id = $1 ORDER BY d.at DESC LIMIT 1) last \
+                               WHERE last.masked = $2 AND last.types = $3)",
+            &[
+                (&object_id, Type::INT2),
+                (&declared.masked, Type::TEXT_ARRAY),
+                (&Json(types), Type::JSONB),
+                (&declared.config_hash, Type::BYTEA),
+            ],
+        )
+        .await?;
+    Ok(())
 }
 
 async fn name(transaction: &Transaction<'_>, object_id: i16) -> Result<String, tokio_postgres::Error> {
@@ -367,9 +405,7 @@ fn rfc3339(at: Micros) -> String {
 /// # Errors
 /// When the function fails.
 pub async fn refresh_views(client: &Client, object_id: i16) -> Result<(), tokio_postgres::Error> {
-    client
-        .query_typed("SELECT afterimage.refresh_object_views($1)", &[(&object_id, Type::INT2)])
-        .await?;
+    client.query_typed("SELECT afterimage.refresh_object_views($1)", &[(&object_id, Type::INT2)]).await?;
     Ok(())
 }
 

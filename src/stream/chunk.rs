@@ -1,6 +1,7 @@
 //! A chunk of messages in order: decode, look up what they need, judge one after the other.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
@@ -10,7 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::group::{Ended, Group};
 use super::task::Waiting;
 use crate::core::batch::{DEAD_LETTER_BYTES, DeadLetter};
-use crate::core::decode::{DecodeError, Decoded};
+use crate::core::decode::{DecodeError, Decoded, Envelope, Peek};
 use crate::core::event::{Event, Op};
 use crate::core::judge::{Arrival, Judge, Need};
 use crate::core::position::{Counter, PositionId};
@@ -25,6 +26,7 @@ struct Arrived {
     partition: i32,
     message: Message,
     meaning: Result<Decoded, DecodeError>,
+    envelope: Option<Envelope>,
 }
 
 impl Arrived {
@@ -43,9 +45,11 @@ impl Group {
         for (partition, waiting) in chunk {
             let Waiting { message, peeked } = waiting;
             let meaning = self.parts.decoder.decode(&peeked, message.key.as_deref(), message.payload.as_deref());
-            arrived.push(Arrived { partition, message, meaning });
+            let envelope = if let Peek::Row(envelope) = &peeked { Some(*envelope) } else { None };
+            arrived.push(Arrived { partition, message, meaning, envelope });
         }
         self.count_events(&arrived);
+        self.check_database(&arrived)?;
         let arrived = self.forget_passed(arrived)?;
         self.note_fields(&arrived)?;
         self.prefetch(&arrived)?;
@@ -63,6 +67,32 @@ impl Group {
             if n > 0 {
                 counter!(names::EVENTS_DECODED, "topic" => self.parts.topic.to_string(), "op" => label)
                     .increment(n as u64);
+            }
+        }
+    }
+
+    /// Looks at one event of a chunk: the database that a connector reads does not change from row to row. Known for
+    /// the life of the process only, since a database may be replaced by one of another name.
+    fn check_database(&mut self, arrived: &[Arrived]) -> Result<(), Ended> {
+        let found = arrived.iter().find_map(|one| {
+            let payload = one.message.payload.as_deref()?;
+            one.envelope?.source(payload)?.db
+        });
+        let Some(database) = found else { return Ok(()) };
+        let org = self.parts.source.org.clone();
+        let mut databases = self.parts.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        match databases.get(&org) {
+            Some((known, _)) if *known == database => Ok(()),
+            Some((known, topic)) => {
+                tracing::error!(
+                    %org, topic = %self.parts.topic, %database, other_topic = %topic, other_database = %known,
+                    "two databases under one org: their records would be mixed; declare an [[org]] for each"
+                );
+                Err(Ended)
+            }
+            None => {
+                databases.insert(org, (database, Arc::clone(&self.parts.topic)));
+                Ok(())
             }
         }
     }
@@ -143,7 +173,7 @@ impl Group {
             self.views_stale = false;
             let refreshed = self.ask(async |client| {
                 // Convenience, not truth: a failure must not stop the stream.
-                Ok::<_, tokio_postgres::Error>(registry::refresh_views(client, object_id).await)
+                Ok::<_, crate::postgres::Error>(registry::refresh_views(client, object_id).await)
             })?;
             if let Err(error) = refreshed {
                 tracing::warn!(topic = %self.parts.topic, error = %describe(&error), "typed views not refreshed");
@@ -171,7 +201,7 @@ impl Group {
     /// Runs a question to the sink, reconnecting as long as it takes.
     fn ask<T, E: Into<LookupError>>(
         &mut self,
-        question: impl AsyncFn(&mut tokio_postgres::Client) -> Result<T, E>,
+        question: impl AsyncFn(&mut crate::postgres::Client) -> Result<T, E>,
     ) -> Result<T, Ended> {
         let mut tries = 0u32;
         loop {

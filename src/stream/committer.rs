@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::postgres::Client;
 use metrics::{counter, histogram};
 use tokio::sync::{mpsc, oneshot};
-use tokio_postgres::Client;
 
 use crate::core::batch::SealedBatch;
 use crate::core::event::Micros;
@@ -58,8 +58,12 @@ impl Committers {
         let requests = Arc::new(tokio::sync::Mutex::new(requests));
         let months = Arc::new(Mutex::new(HashSet::new()));
         for _ in 0..count {
-            let committer =
-                Committer { sink: sink.clone(), client: None, requests: Arc::clone(&requests), months: Arc::clone(&months) };
+            let committer = Committer {
+                sink: sink.clone(),
+                client: None,
+                requests: Arc::clone(&requests),
+                months: Arc::clone(&months),
+            };
             let runtime = tokio::runtime::Handle::current();
             // A thread of its own: the driver encodes rows on it, which would hold up other work of the runtime.
             std::thread::spawn(move || runtime.block_on(committer.run()));
@@ -132,8 +136,7 @@ impl Committer {
                 Err(CommitError::Fenced { positions, detail }) => {
                     counter!(names::FENCED_COMMITS).increment(1);
                     let named = |request: &Request| {
-                        request.held.keys().any(|position| positions.contains(position))
-                            || positions.is_empty()
+                        request.held.keys().any(|position| positions.contains(position)) || positions.is_empty()
                     };
                     let (fenced, rest): (Vec<_>, Vec<_>) = group.into_iter().partition(named);
                     for request in fenced {
@@ -146,8 +149,9 @@ impl Committer {
                     tries += 1;
                     if tries >= TRIES {
                         let reason = crate::postgres::client::describe(&error);
-                        return answer_all(group, |_| {
-                            CommitError::Rewind { reason: reason.clone(), known: Committed::default() }
+                        return answer_all(group, |_| CommitError::Rewind {
+                            reason: reason.clone(),
+                            known: Committed::default(),
                         });
                     }
                 }

@@ -49,9 +49,8 @@ impl Dictionary {
     pub fn take(&mut self, fields: Vec<Field>) {
         self.by_name = fields.into_iter().map(|field| (field.name.clone(), field)).collect();
         self.known.clear();
-        let system = |name: &str| {
-            self.by_name.get(name).filter(|field| field.class == Class::System).map(|field| field.no)
-        };
+        let system =
+            |name: &str| self.by_name.get(name).filter(|field| field.class == Class::System).map(|field| field.no);
         self.facts.stamp_no = system("systemmodstamp");
         self.facts.modified_no = system("lastmodifieddate");
         self.facts.modified_by_no = system("lastmodifiedbyid");

@@ -15,29 +15,28 @@
 //! The batch after the one in flight is built on its overlay, and is sent only once that one is *known* to be
 //! committed: pipelining depth is one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use metrics::{counter, gauge, histogram};
+use crate::postgres::Client;
+use metrics::{counter, histogram};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio_postgres::Client;
 use uuid::Uuid;
 
-use super::committer::{Committers, Request, pause_after};
+use super::committer::{Committers, Request};
 use super::dictionary::Dictionary;
 use super::images::Images;
 use super::merge::{Turn, next};
+use super::tally::count_messages;
 use super::task::{Task, Waiting};
 use crate::core::batch::{OpenBatch, SealedBatch};
 use crate::core::decode::Decoder;
 use crate::core::event::Micros;
-use crate::core::format::VersionOp;
 use crate::core::judge::SideHashes;
 use crate::core::overlay::Overlay;
-use crate::core::position::{Counter, PositionId};
 use crate::kafka::{Consumer, FaultKind, Inbox, Message, TopicPartition};
 use crate::postgres::client::SinkSettings;
 use crate::postgres::commit::{CommitError, Committed};
@@ -54,8 +53,6 @@ const PATIENCE: Duration = Duration::from_millis(100);
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);
 /// A batch that changed nothing is committed after this long, for the position's sake.
 const IDLE_LINGER: Duration = Duration::from_secs(1);
-/// How long a fenced partition rests before it is claimed again, if the group still says it is ours.
-const REST: Duration = Duration::from_secs(3);
 
 /// Limits of a batch.
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +82,10 @@ pub enum Command {
     Stop,
 }
 
+/// The database that feeds each org, and the topic that showed it. Two databases under one org mean that two
+/// applications' schemas of one name were declared as one org: their records would be mixed.
+pub type Databases = Arc<Mutex<HashMap<String, (String, Arc<str>)>>>;
+
 /// What a group is made of.
 pub struct Parts {
     /// The topic's numbers.
@@ -111,11 +112,13 @@ pub struct Parts {
     pub dictionary: Dictionary,
     /// Limits.
     pub limits: BatchLimits,
+    /// Which database feeds which org.
+    pub databases: Databases,
     /// For database calls from this thread.
     pub runtime: Handle,
 }
 
-struct InFlight {
+pub(super) struct InFlight {
     batch: Arc<SealedBatch>,
     answer: oneshot::Receiver<Result<Committed, CommitError>>,
 }
@@ -128,16 +131,16 @@ pub struct Group {
     pub(super) overlay: Overlay,
     pub(super) open: OpenBatch,
     pub(super) side: SideHashes,
-    opened: Option<Instant>,
-    in_flight: Option<InFlight>,
-    waiting_since: Option<Instant>,
-    failures: u32,
-    resting: Vec<(Instant, TopicPartition)>,
-    stopping: bool,
+    pub(super) opened: Option<Instant>,
+    pub(super) in_flight: Option<InFlight>,
+    pub(super) waiting_since: Option<Instant>,
+    pub(super) failures: u32,
+    pub(super) resting: Vec<(Instant, TopicPartition)>,
+    pub(super) stopping: bool,
     pub(super) views_stale: bool,
     pub(super) warned_types: bool,
-    messages: Vec<Message>,
-    postponed: Vec<Command>,
+    pub(super) messages: Vec<Message>,
+    pub(super) postponed: Vec<Command>,
 }
 
 /// The thread must end; nothing can be done any more.
@@ -188,11 +191,8 @@ impl Group {
 
     fn obey(&mut self) {
         loop {
-            let command = if self.postponed.is_empty() {
-                self.parts.commands.try_recv()
-            } else {
-                Ok(self.postponed.remove(0))
-            };
+            let command =
+                if self.postponed.is_empty() { self.parts.commands.try_recv() } else { Ok(self.postponed.remove(0)) };
             match command {
                 Ok(Command::Assigned(tasks)) => self.assigned(tasks),
                 Ok(Command::Revoked { partitions, lost, done }) => {
@@ -208,7 +208,7 @@ impl Group {
         }
     }
 
-    fn assigned(&mut self, tasks: Vec<Task>) {
+    pub(super) fn assigned(&mut self, tasks: Vec<Task>) {
         self.messages.retain(|message| tasks.iter().all(|task| task.partition != message.partition));
         if tasks.iter().any(|task| self.tasks.contains_key(&task.partition)) {
             // Claimed twice: what is open was built under the older claim.
@@ -465,266 +465,11 @@ impl Group {
         }
     }
 
-    /// The outcome of a commit is known, or known to be unknown (`None`).
-    fn settled(&mut self, batch: Arc<SealedBatch>, answer: Option<Result<Committed, CommitError>>) {
-        match answer {
-            Some(Ok(committed)) => {
-                self.failures = 0;
-                self.committed(&batch, committed);
-            }
-            None => self.claim_again("the outcome of a commit is unknown"),
-            Some(Err(error @ CommitError::Unknown(_))) => {
-                self.pause(&error.to_string());
-                self.claim_again(&error.to_string());
-            }
-            Some(Err(CommitError::Fenced { positions, detail })) => {
-                tracing::warn!(topic = %self.parts.topic, %detail, "fenced: another worker holds a partition");
-                let fenced: Vec<i32> = self
-                    .tasks
-                    .values()
-                    .filter(|task| positions.is_empty() || positions.contains(&task.position_id))
-                    .map(|task| task.partition)
-                    .collect();
-                self.close_and_rest(&fenced);
-            }
-            Some(Err(CommitError::Rewind { reason, known })) => {
-                self.take_known(known);
-                self.pause(&reason);
-                self.rewind(&reason);
-            }
-            Some(Err(error @ (CommitError::Again(_) | CommitError::Refused(_)))) => {
-                tracing::error!(topic = %self.parts.topic, %error, "the sink refuses a batch; trying again");
-                self.pause(&error.to_string());
-                self.rewind(&error.to_string());
-            }
-        }
-    }
-
-    fn pause(&mut self, reason: &str) {
-        self.failures += 1;
-        if self.failures > 1 {
-            let pause = pause_after(self.failures - 1);
-            tracing::warn!(topic = %self.parts.topic, failures = self.failures, ?pause, reason, "no progress");
-            let until = Instant::now() + pause;
-            while Instant::now() < until && !self.stopping {
-                match self.parts.commands.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                    Ok(Command::Assigned(tasks)) => self.assigned(tasks),
-                    Ok(Command::Revoked { partitions, done, .. }) => {
-                        // What was in hand has failed: there is nothing left to commit for them.
-                        self.tasks.retain(|partition, _| !partitions.contains(partition));
-                        let _ = done.send(());
-                    }
-                    Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => self.stopping = true,
-                    Err(mpsc::RecvTimeoutError::Timeout) => {}
-                }
-            }
-        }
-    }
-
-    /// Waits for the sink to come back, obeying meanwhile; true = stop.
-    pub(super) fn interrupted(&mut self, pause: Duration) -> bool {
-        match self.parts.commands.recv_timeout(pause) {
-            Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => self.stopping = true,
-            // Not now: the answer can wait until the sink answers, within the asker's own bound.
-            Ok(command) => self.postponed.push(command),
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-        }
-        self.stopping
-    }
-
-    fn take_known(&mut self, known: Committed) {
-        for task in self.tasks.values_mut() {
-            if let Some(seq) = known.inval_seq.get(&task.position_id) {
-                task.inval_seq = *seq;
-            }
-        }
-        if !known.invalidated.is_empty() {
-            let marks: Vec<_> = self.tasks.values().map(|task| task.mark(self.parts.sink_id)).collect();
-            let applied = self.parts.images.apply(self.parts.source.object_id, &[], &known.invalidated, marks);
-            self.check_store(applied.map_err(|error| error.to_string()));
-        }
-    }
-
-    fn committed(&mut self, batch: &SealedBatch, committed: Committed) {
-        let mut offsets = Vec::with_capacity(batch.advances.len());
-        let mut moved: Vec<PositionId> = committed.inval_seq.keys().copied().collect();
-        for advance in &batch.advances {
-            moved.push(advance.position_id);
-            let Some(task) = self.tasks.values_mut().find(|task| task.position_id == advance.position_id) else {
-                continue;
-            };
-            task.next = advance.to;
-            task.committed_passed = advance.passed;
-            offsets.push((TopicPartition::new(Arc::clone(&self.parts.topic), task.partition), advance.to));
-            let labels = [("topic", self.parts.topic.to_string()), ("partition", task.partition.to_string())];
-            gauge!(names::POSITION, &labels).set(advance.to as f64);
-            if let Some(end) = self.parts.consumer.high_watermark(&self.parts.topic, task.partition) {
-                gauge!(names::LAG, &labels).set((end - advance.to).max(0) as f64);
-            }
-            count_outcomes(&self.parts.topic, &advance.counters);
-        }
-        for task in self.tasks.values_mut() {
-            if let Some(seq) = committed.inval_seq.get(&task.position_id) {
-                task.inval_seq = *seq;
-            }
-        }
-        let sink_id = self.parts.sink_id;
-        let marks: Vec<_> = self
-            .tasks
-            .values()
-            .filter(|task| moved.contains(&task.position_id))
-            .map(|task| task.mark(sink_id))
-            .collect();
-        let applied =
-            self.parts.images.apply(self.parts.source.object_id, &batch.records, &committed.invalidated, marks);
-        self.check_store(applied.map_err(|error| error.to_string()));
-        self.overlay.committed(batch.number);
-        count_versions(&self.parts.topic, batch);
-        if let Some(at) = batch.advances.iter().map(|advance| advance.passed.ts).max().filter(|at| *at > 0) {
-            let seconds = (Self::now() - at).max(0) as f64 / 1e6;
-            histogram!(names::EVENT_TO_COMMIT).record(seconds);
-        }
-        self.parts.consumer.commit_offsets(&offsets);
-    }
-
-    /// The image store is a cache: if it cannot be written it is of no use, but nothing is lost.
-    fn check_store(&mut self, result: Result<(), String>) {
-        if let Err(error) = result {
-            tracing::error!(
-                %error,
-                "the image store cannot be written: free space under its directory, or start again with an empty one"
-            );
-            self.stopping = true;
-        }
-    }
-
-    /// Everything since the last commit is void; read again from there (D3).
-    fn rewind(&mut self, reason: &str) {
-        counter!(names::REWINDS, "reason" => "error").increment(1);
-        tracing::debug!(topic = %self.parts.topic, reason, "rewinding");
-        self.drop_open();
-        let mut offsets = Vec::with_capacity(self.tasks.len());
-        for task in self.tasks.values_mut() {
-            // A task that was still catching up has judged nothing, but what it passed is forgotten already.
-            task.rewind();
-            offsets.push((TopicPartition::new(Arc::clone(&self.parts.topic), task.partition), task.next));
-        }
-        if let Err(error) = self.parts.consumer.rewind(&offsets) {
-            tracing::warn!(topic = %self.parts.topic, %error, "some partitions were revoked while rewinding");
-        }
-    }
-
-    fn drop_open(&mut self) {
-        self.overlay.clear();
-        self.open = OpenBatch::new(self.open.number() + 1);
-        self.opened = None;
-        self.in_flight = None;
-        self.waiting_since = None;
-        self.messages.clear();
-    }
-
-    /// Gives all partitions up and has them claimed again (D4).
-    fn claim_again(&mut self, reason: &str) {
-        tracing::warn!(topic = %self.parts.topic, reason, "claiming again");
-        counter!(names::REWINDS, "reason" => "claimed").increment(1);
-        self.drop_open();
-        let partitions: Vec<TopicPartition> = std::mem::take(&mut self.tasks)
-            .into_keys()
-            .map(|partition| TopicPartition::new(Arc::clone(&self.parts.topic), partition))
-            .collect();
-        self.parts.consumer.release(&partitions);
-        self.parts.consumer.reclaim(&partitions);
-    }
-
-    /// Closes some tasks, to be claimed again later if they are still ours; the others rewind.
-    fn close_and_rest(&mut self, partitions: &[i32]) {
-        let mut closed = Vec::new();
-        for partition in partitions {
-            if self.tasks.remove(partition).is_some() {
-                closed.push(TopicPartition::new(Arc::clone(&self.parts.topic), *partition));
-            }
-        }
-        self.parts.consumer.release(&closed);
-        let until = Instant::now() + REST;
-        self.resting.extend(closed.into_iter().map(|partition| (until, partition)));
-        self.rewind("a task of this topic was closed");
-    }
-
     /// Our clock.
     pub(super) fn now() -> Micros {
         std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
-    }
-}
-
-fn count_versions(topic: &str, batch: &SealedBatch) {
-    let mut by_op: BTreeMap<&'static str, u64> = BTreeMap::new();
-    let first = batch.keyframes.iter().chain(&batch.keyframes_after).filter(|row| row.kf == 0);
-    for row in batch.deltas.iter().chain(&batch.deltas_after).chain(first) {
-        if let Some(op) = row.d.first().and_then(|byte| VersionOp::from_number(byte & 7)) {
-            *by_op.entry(op.as_str()).or_default() += 1;
-        }
-    }
-    for (op, count) in by_op {
-        counter!(names::DELTAS_WRITTEN, "op" => op).increment(count);
-    }
-    let taken = batch.registry.iter().filter(|change| change.taken_from.is_some()).count();
-    if taken > 0 {
-        counter!(names::TAKE_OVERS, "topic" => topic.to_string()).increment(taken as u64);
-    }
-}
-
-fn count_messages(topic: &str, messages: &[Message]) {
-    if messages.is_empty() {
-        return;
-    }
-    let mut by_partition: BTreeMap<i32, u64> = BTreeMap::new();
-    let mut bytes = 0;
-    for message in messages {
-        *by_partition.entry(message.partition).or_default() += 1;
-        bytes += message.key.as_ref().map_or(0, Vec::len) + message.payload.as_ref().map_or(0, Vec::len);
-    }
-    for (partition, count) in by_partition {
-        counter!(names::MESSAGES_CONSUMED, "topic" => topic.to_string(), "partition" => partition.to_string())
-            .increment(count);
-    }
-    counter!(names::BYTES_CONSUMED, "topic" => topic.to_string()).increment(bytes as u64);
-}
-
-fn count_outcomes(topic: &str, counters: &crate::core::position::Counters) {
-    let noops = counters.get(Counter::Noop) + counters.get(Counter::NoopStatus) + counters.get(Counter::NoopSystem);
-    if noops > 0 {
-        counter!(names::OUTCOMES, "topic" => topic.to_string(), "outcome" => "noop").increment(noops as u64);
-    }
-    let stale = counters.get(Counter::Stale);
-    if stale > 0 {
-        counter!(names::STALE_EVENTS, "topic" => topic.to_string()).increment(stale as u64);
-    }
-    for (outcome, which) in [
-        ("delta", Counter::Delta),
-        ("baseline", Counter::Baseline),
-        ("duplicate", Counter::Duplicate),
-        ("stale", Counter::Stale),
-        ("tombstone", Counter::Tombstone),
-        ("ignored", Counter::Ignored),
-        ("pending", Counter::Pending),
-        ("dead_letter", Counter::Dead),
-        ("delete_unknown", Counter::DeleteUnknown),
-        ("hole", Counter::Hole),
-    ] {
-        let n = counters.get(which);
-        if n > 0 {
-            counter!(names::OUTCOMES, "topic" => topic.to_string(), "outcome" => outcome).increment(n as u64);
-        }
-    }
-    for (reason, which) in
-        [("identical", Counter::Noop), ("status", Counter::NoopStatus), ("system", Counter::NoopSystem)]
-    {
-        let n = counters.get(which);
-        if n > 0 {
-            counter!(names::NOOPS_DROPPED, "reason" => reason).increment(n as u64);
-        }
     }
 }
 

@@ -10,6 +10,8 @@
 //! | `dictionary.rs` | columns and field numbers |
 //! | `images.rs` | records in the local store |
 //! | `committer.rs` | sealed batches to Postgres |
+//! | `settle.rs` | what follows from a commit's outcome |
+//! | `tally.rs` | metrics of a batch |
 //!
 //! What is true after a crash between any two steps:
 //!
@@ -27,6 +29,8 @@ mod group;
 mod images;
 mod merge;
 mod ownership;
+mod settle;
+mod tally;
 mod task;
 
 use std::collections::HashMap;
@@ -49,7 +53,7 @@ use crate::postgres::registry::{self, Declared, RegistryError};
 
 use committer::Committers;
 use dictionary::Dictionary;
-use group::{Command, Group, Parts};
+use group::{Command, Databases, Group, Parts};
 use images::Images;
 use ownership::{Claims, TopicSide};
 
@@ -95,7 +99,7 @@ pub enum RunError {
     Schema(#[from] MigrateError),
     /// A query failed at start.
     #[error("the sink: {}", describe(.0))]
-    Query(#[from] tokio_postgres::Error),
+    Query(#[from] crate::postgres::Error),
     /// Topic held by another deployment, or recorded for another object.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -137,6 +141,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     let images = Images::new(Arc::clone(&store));
     let committers = Committers::start(&settings.sink, 2);
 
+    let databases = Databases::default();
     let mut sides = HashMap::new();
     let mut waiting = Vec::new();
     for (plan, source) in settings.topics.into_iter().zip(sources) {
@@ -196,6 +201,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
             decoder,
             dictionary,
             limits: settings.limits,
+            databases: Arc::clone(&databases),
             runtime: Handle::current(),
         };
         senders.push((sender, Arc::clone(&parts.inbox)));

@@ -1,0 +1,201 @@
+//! Whether a row says anything new, and what a re-insert makes of the delete before it (protocol D11, D17).
+
+use std::collections::HashMap;
+
+use super::{Arrival, Judge};
+use crate::core::batch::Cancel;
+use crate::core::event::{FieldNo, Micros, Op};
+use crate::core::format::VersionOp;
+use crate::core::position::Counter;
+use crate::core::record::{CHAIN, key_hash};
+use crate::core::value::Value;
+
+/// Last seen hashes of status and system columns, to tell apart why nothing changed. Best effort, bounded.
+#[derive(Debug, Default)]
+pub struct SideHashes(HashMap<i64, (u32, u32)>);
+
+impl SideHashes {
+    const MOST: usize = 1 << 18;
+
+    pub(super) fn swap(&mut self, key: i64, now: (u32, u32)) -> Option<(u32, u32)> {
+        if self.0.len() >= Self::MOST {
+            self.0.clear();
+        }
+        self.0.insert(key, now)
+    }
+}
+
+/// How the fields of an event differ from the image.
+#[derive(Debug, Default)]
+pub(super) struct Difference {
+    /// Edits.
+    update: Vec<(FieldNo, Value)>,
+    /// Keys the image lacks, filled by a mapping change rather than by an edit.
+    backfill: Vec<(FieldNo, Value)>,
+    /// Unknown texts that came to light.
+    learned: Vec<(FieldNo, Value)>,
+}
+
+impl Difference {
+    pub(super) fn is_empty(&self) -> bool {
+        self.update.is_empty() && self.backfill.is_empty() && self.learned.is_empty()
+    }
+}
+
+impl Judge<'_> {
+    pub(super) fn content(&mut self, arrival: &Arrival<'_>, identity: &str) -> Counter {
+        let difference = self.difference(arrival, identity);
+        if self.record(identity).is_deleted() {
+            return self.content_of_deleted(arrival, identity, difference);
+        }
+        if difference.is_empty() {
+            return self.noop_reason(arrival, identity);
+        }
+        self.write_difference(arrival, identity, difference);
+        self.remember_hashes(arrival, identity);
+        Counter::Delta
+    }
+
+    /// A backfill stands before an edit of the same event; what came to light stands with the edit, or with
+    /// the backfill if there is no edit.
+    pub(super) fn write_difference(&mut self, arrival: &Arrival<'_>, identity: &str, difference: Difference) {
+        let Difference { mut update, mut backfill, learned } = difference;
+        if update.is_empty() { &mut backfill } else { &mut update }.extend(learned);
+        for (op, mut fields) in [(VersionOp::Backfill, backfill), (VersionOp::Update, update)] {
+            if !fields.is_empty() {
+                fields.sort_by_key(|(no, _)| *no);
+                self.write(arrival, identity, op, arrival.time(), arrival.travel(), fields);
+            }
+        }
+    }
+
+    pub(super) fn content_of_deleted(
+        &mut self,
+        arrival: &Arrival<'_>,
+        identity: &str,
+        difference: Difference,
+    ) -> Counter {
+        if self.cancels_delete(arrival, identity, &difference) {
+            self.cancel_delete(arrival, identity);
+            if difference.is_empty() {
+                return self.noop_reason(arrival, identity);
+            }
+            self.write_difference(arrival, identity, difference);
+        } else {
+            let Difference { mut update, backfill, learned } = difference;
+            update.extend(backfill);
+            update.extend(learned);
+            update.sort_by_key(|(no, _)| *no);
+            self.write(arrival, identity, VersionOp::Undelete, arrival.time(), arrival.travel(), update);
+        }
+        self.remember_hashes(arrival, identity);
+        Counter::Delta
+    }
+
+    /// Whether this insert says that the delete before it was a reload's (protocol D11).
+    pub(super) fn cancels_delete(&self, arrival: &Arrival<'_>, identity: &str, difference: &Difference) -> bool {
+        let record = &self.overlay.record(identity).expect("looked up before").record;
+        let Some(delete) = record.head.as_ref() else { return false };
+        if arrival.event.op != Op::Create || !difference.update.is_empty() || record.before_delete.is_none() {
+            return false;
+        }
+        let deleted_at = delete.raw_at.unwrap_or(delete.at);
+        if arrival.time().saturating_sub(deleted_at) > self.object.grace {
+            return false;
+        }
+        match arrival.event.row.stamp {
+            None => true,
+            Some(stamp) if stamp == record.stamp => true,
+            Some(None) => false,
+            // No-ops do not move the known stamp, so a touched row comes back with a newer one; but an
+            // undelete in Salesforce raises it above the delete.
+            Some(Some(stamp)) => stamp < cut_like(deleted_at, stamp),
+        }
+    }
+
+    pub(super) fn cancel_delete(&mut self, arrival: &Arrival<'_>, identity: &str) {
+        let record = self.record(identity);
+        let rid = record.rid;
+        let Some(before) = record.before_delete.take() else { return };
+        let Some(delete) = record.head.replace(before) else { return };
+        record.deleted_key = None;
+        let n = delete.seq % CHAIN;
+        let cancel = Cancel { rid, kf: (delete.seq / CHAIN) as i32, n: n as u8, at: delete.at, with_keyframe: n == 0 };
+        self.batch.cancel(delete.seq, cancel);
+        self.batch.count(arrival.position_id, Counter::RowsCancelled, 1);
+        self.changed(identity);
+    }
+
+    pub(super) fn difference(&self, arrival: &Arrival<'_>, identity: &str) -> Difference {
+        let record = &self.overlay.record(identity).expect("looked up before").record;
+        let deleted = record.is_deleted();
+        let mut difference = Difference::default();
+        for (no, new) in &arrival.fields {
+            let kind = match (record.image.get(*no), new) {
+                (_, Value::Unknown) | (None, Value::Null) => continue,
+                (None, _) if self.is_backfill(arrival, *no) => &mut difference.backfill,
+                (None, _) => &mut difference.update,
+                (Some(Value::Unknown), _) if deleted || arrival.event.op != Op::Update => &mut difference.learned,
+                (Some(old), new) if self.equal(*no, old, new) => continue,
+                (Some(_), _) => &mut difference.update,
+            };
+            kind.push((*no, new.clone()));
+        }
+        difference
+    }
+
+    /// A key the image lacks got a value: by a mapping change (the row's last edit in Salesforce is older than
+    /// the field's first appearance), or by an edit.
+    pub(super) fn is_backfill(&self, arrival: &Arrival<'_>, no: FieldNo) -> bool {
+        let row = &arrival.event.row;
+        match row.stamp {
+            None => true,
+            Some(_) if row.local => false,
+            Some(None) => false,
+            Some(Some(stamp)) => {
+                self.object.fields.get(&no).and_then(|fact| fact.first_seen).is_some_and(|seen| stamp <= seen)
+            }
+        }
+    }
+
+    pub(super) fn equal(&self, no: FieldNo, old: &Value, new: &Value) -> bool {
+        match (old, new) {
+            (Value::Text(old), Value::Text(new)) => old == new || self.object.kind(no).equal(old, new),
+            (old, new) => old == new,
+        }
+    }
+
+    pub(super) fn noop_reason(&mut self, arrival: &Arrival<'_>, identity: &str) -> Counter {
+        let row = &arrival.event.row;
+        let now = (row.status_hash, row.system_hash);
+        let record = self.record(identity);
+        let stored = (record.status_hash, record.system_hash);
+        let before = self.side.swap(key_hash(self.object.object_id, identity), now).unwrap_or(stored);
+        if before.1 != now.1 {
+            Counter::NoopSystem
+        } else if before.0 != now.0 {
+            Counter::NoopStatus
+        } else {
+            Counter::Noop
+        }
+    }
+
+    pub(super) fn remember_hashes(&mut self, arrival: &Arrival<'_>, identity: &str) {
+        let now = (arrival.event.row.status_hash, arrival.event.row.system_hash);
+        self.side.swap(key_hash(self.object.object_id, identity), now);
+        let record = self.record(identity);
+        (record.status_hash, record.system_hash) = now;
+    }
+}
+
+/// `at` cut to the precision that `stamp` shows.
+fn cut_like(at: Micros, stamp: Micros) -> Micros {
+    let unit = if stamp % 1_000_000 == 0 {
+        1_000_000
+    } else if stamp % 1_000 == 0 {
+        1_000
+    } else {
+        1
+    };
+    at.div_euclid(unit) * unit
+}

@@ -1,0 +1,124 @@
+//! Who holds a key, who writes a record, and what is kept of events that came too late (protocol D9, D10).
+
+use super::{Arrival, Judge, last};
+use crate::core::batch::LateEvent;
+use crate::core::event::{FieldNo, Micros, Op};
+use crate::core::format::{self, VersionOp};
+use crate::core::overlay::{OldKey, PendingRow};
+use crate::core::record::key_hash;
+use crate::core::value::Value;
+
+impl Judge<'_> {
+    pub(super) fn changed(&mut self, identity: &str) {
+        let number = self.batch.number();
+        self.overlay.record_mut(identity).expect("looked up before").dirty = Some(number);
+        self.batch.change_record(identity);
+    }
+
+    /// The record gives up the key; `old_key` remembers it.
+    pub(super) fn lose_key(&mut self, arrival: &Arrival<'_>, identity: &str, key: &str) {
+        let (lsn, ts, number) = (arrival.event.lsn, arrival.ts(), self.batch.number());
+        let record = self.record(identity);
+        record.row_key = None;
+        let rid = record.rid;
+        let slot = self.overlay.key_mut(key);
+        slot.owner = None;
+        slot.owner_dirty = Some(number);
+        slot.old = Some(OldKey { identity: identity.into(), rid, lsn, ts });
+        slot.dirty = Some(number);
+        self.batch.change_key(key);
+        self.changed(identity);
+    }
+
+    /// Another row arrived under a key that `victim` still owns: ids restarted. Its floor stays, since its own
+    /// insert under a new id may have a lower LSN.
+    pub(super) fn steal(&mut self, arrival: &Arrival<'_>, victim: &str, key: &str) {
+        self.record(victim).home = Some(arrival.position_id);
+        self.batch.touch(key_hash(self.object.object_id, victim));
+        self.lose_key(arrival, victim, key);
+    }
+
+    pub(super) fn hold_key(&mut self, arrival: &Arrival<'_>, identity: &str, key: &str) {
+        let number = self.batch.number();
+        if let Some(before) = self.record(identity).row_key.clone()
+            && *before != *key
+        {
+            self.lose_key(arrival, identity, &before);
+        }
+        self.record(identity).row_key = Some(key.into());
+        let slot = self.overlay.key_mut(key);
+        slot.owner = Some(identity.into());
+        slot.owner_dirty = Some(number);
+        if slot.old.take().is_some() {
+            slot.dirty = Some(number);
+            self.batch.change_key(key);
+        }
+        self.changed(identity);
+    }
+
+    pub(super) fn stale_row(
+        &mut self,
+        arrival: &Arrival<'_>,
+        identity: &str,
+        owner: Option<&str>,
+        waiting: &[PendingRow],
+    ) {
+        let event = arrival.event;
+        let at = waiting.first().map_or(arrival.time(), |insert| insert.at);
+        let fields = arrival.fields.clone();
+        self.late(arrival, identity, "a newer event of its record was read before", at, Some(fields));
+        if let Some(owner) = owner {
+            let position = arrival.position_id;
+            let newer = event.lsn > last(self.record(owner), position, &event.key).lsn;
+            if newer {
+                self.steal(arrival, owner, &event.key);
+            } else {
+                return;
+            }
+        }
+        let (lsn, ts, number) = (event.lsn, arrival.ts(), self.batch.number());
+        let rid = self.record(identity).rid;
+        if self.record(identity).row_key.as_deref() == Some(&event.key) {
+            return;
+        }
+        let slot = self.overlay.key_mut(&event.key);
+        slot.old = Some(OldKey { identity: identity.into(), rid, lsn, ts });
+        slot.dirty = Some(number);
+        self.batch.change_key(&event.key);
+    }
+
+    pub(super) fn late(
+        &mut self,
+        arrival: &Arrival<'_>,
+        identity: &str,
+        reason: &'static str,
+        at: Micros,
+        fields: Option<Vec<(FieldNo, Value)>>,
+    ) {
+        let event = arrival.event;
+        let travel = arrival.travel();
+        let rid = self.record(identity).rid;
+        let d = fields.map(|mut fields| {
+            let header = self.header(arrival, VersionOp::Update, 0, at, travel);
+            self.add_system(&mut fields, &travel, None);
+            format::encode(at, &header, self.object.stamp_no, &fields)
+        });
+        self.batch.push_late(LateEvent {
+            position_id: arrival.position_id,
+            offset: arrival.offset,
+            rid,
+            op: match event.op {
+                Op::Create => 'c',
+                Op::Update => 'u',
+                Op::Delete => 'd',
+                Op::Read => 'r',
+            },
+            row_key: event.key.clone(),
+            lsn: event.lsn,
+            at: Some(at),
+            reason,
+            d,
+            recorded: arrival.now,
+        });
+    }
+}

@@ -1,0 +1,147 @@
+//! Versions and keyframes in their stored form (protocol D16, D17).
+
+use super::{Arrival, Judge, Travel};
+use crate::core::batch::HistoryRow;
+use crate::core::event::{FieldNo, Micros};
+use crate::core::format::{self, Header, VersionOp};
+use crate::core::position::Counter;
+use crate::core::record::{CHAIN, Image, Version};
+use crate::core::value::Value;
+use crate::core::value::calendar::timestamp_text;
+
+impl Judge<'_> {
+    pub(super) fn header(&self, arrival: &Arrival<'_>, op: VersionOp, n: u8, at: Micros, travel: Travel<'_>) -> Header {
+        let raw = arrival.time();
+        Header {
+            op,
+            n,
+            local: travel.local,
+            no_source_time: arrival.ts().is_none(),
+            raw_at: (arrival.ts().is_some() && raw < at).then_some(raw),
+            stamp: travel.stamp,
+            modified_is_stamp: travel.modified.is_some() && travel.modified == travel.stamp,
+            position_id: arrival.position_id,
+            offset: arrival.offset,
+            lsn: arrival.event.lsn,
+            recorded: arrival.now,
+        }
+    }
+
+    pub(super) fn add_system(&self, fields: &mut Vec<(FieldNo, Value)>, travel: &Travel<'_>, known_by: Option<&str>) {
+        if let (Some(no), Some(modified)) = (self.object.modified_no, travel.modified)
+            && travel.stamp != Some(modified)
+        {
+            fields.push((no, Value::Text(timestamp_text(modified, false).into())));
+        }
+        if let (Some(no), Some(by)) = (self.object.modified_by_no, travel.modified_by)
+            && known_by != Some(by)
+        {
+            fields.push((no, Value::Text(by.into())));
+        }
+        fields.sort_by_key(|(no, _)| *no);
+    }
+
+    pub(super) fn write(
+        &mut self,
+        arrival: &Arrival<'_>,
+        identity: &str,
+        op: VersionOp,
+        time: Micros,
+        travel: Travel<'_>,
+        fields: Vec<(FieldNo, Value)>,
+    ) {
+        let record = self.record(identity);
+        let before = record.head.clone();
+        let known_by = record.modified_by.clone();
+        let (rid, stamp_before) = (record.rid, record.stamp);
+        let image_before = record.image.clone();
+        let seq = before.as_ref().map_or(0, |head| head.seq + 1);
+        let at = before.as_ref().map_or(time, |head| head.at.max(time));
+        let (kf, n) = ((seq / CHAIN) as i32, (seq % CHAIN) as u8);
+
+        let mut header = self.header(arrival, op, n, at, travel);
+        // A version may be older than its event (an insert that waited for its id) or newer (times that fall):
+        // the event's own time is kept for the order of events.
+        header.raw_at = arrival.ts().filter(|ts| *ts != at);
+        header.recorded = before.as_ref().map_or(header.recorded, |head| head.recorded.max(header.recorded));
+        let version = Version {
+            seq,
+            op,
+            at,
+            raw_at: header.raw_at,
+            no_source_time: header.no_source_time,
+            lsn: if header.lsn != 0 { header.lsn } else { before.as_ref().map_or(0, |head| head.lsn) },
+            position_id: header.position_id,
+            offset: header.offset,
+            recorded: header.recorded,
+        };
+
+        let mut stored = fields.clone();
+        if let (0, Some(before)) = (n, before.as_ref()) {
+            let keyframe = self.keyframe(rid, kf, before, &image_before, stamp_before, known_by.as_deref());
+            self.batch.push_keyframe(keyframe);
+        }
+        self.add_system(&mut stored, &travel, known_by.as_deref());
+        let d = format::encode(at, &header, self.object.stamp_no, &stored);
+        let row = HistoryRow { rid, kf, at, d };
+        if seq == 0 {
+            self.batch.push_keyframe(row);
+        } else {
+            self.batch.push_delta(seq, row);
+        }
+        self.batch.count(arrival.position_id, Counter::RowsWritten, 1);
+
+        let record = self.record(identity);
+        record.before_delete = if op == VersionOp::Delete { before } else { None };
+        record.head = Some(version);
+        if op != VersionOp::Delete {
+            record.deleted_key = None;
+        }
+        if seq == 0 {
+            record.image = Image::new(fields);
+        } else {
+            for (no, value) in fields {
+                record.image.set(no, value);
+            }
+        }
+        if travel.stamp.is_some() {
+            record.stamp = travel.stamp;
+        }
+        if let Some(by) = travel.modified_by {
+            record.modified_by = Some(by.into());
+        }
+        self.changed(identity);
+    }
+
+    /// The keyframe that opens chain `kf`: the state after the chain before it.
+    pub(super) fn keyframe(
+        &self,
+        rid: i32,
+        kf: i32,
+        shown: &Version,
+        image: &Image,
+        stamp: Option<Micros>,
+        modified_by: Option<&str>,
+    ) -> HistoryRow {
+        let header = Header {
+            op: shown.op,
+            n: 0,
+            local: false,
+            no_source_time: shown.no_source_time,
+            raw_at: shown.raw_at,
+            stamp,
+            modified_is_stamp: false,
+            position_id: shown.position_id,
+            offset: shown.offset,
+            lsn: shown.lsn,
+            recorded: shown.recorded,
+        };
+        let mut fields = image.fields().to_vec();
+        if let (Some(no), Some(by)) = (self.object.modified_by_no, modified_by) {
+            fields.push((no, Value::Text(by.into())));
+            fields.sort_by_key(|(no, _)| *no);
+        }
+        let d = format::encode(shown.at, &header, self.object.stamp_no, &fields);
+        HistoryRow { rid, kf, at: shown.at, d }
+    }
+}

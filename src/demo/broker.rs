@@ -1,0 +1,217 @@
+//! The embedded broker: librdkafka's mock cluster, in this process, on a port of 127.0.0.1.
+//!
+//! It speaks Kafka's protocol well enough for workers in other processes, consumer groups included. It keeps nothing
+//! on disk, dies with the process, and knows no transactions or time index: it is for the demo and fast tests only.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+
+use super::backlog::TopicPartition;
+
+/// How long a new group waits for its members before it deals out partitions. The mock's own 3 s make every start slow;
+/// with no wait at all the second worker would always come as a rebalance.
+const FIRST_REBALANCE: Duration = Duration::from_millis(500);
+
+/// A running broker and a producer into it. Dropping it stops both.
+pub struct EmbeddedBroker {
+    producer: ThreadedProducer<Deliveries>,
+    bootstrap: String,
+}
+
+/// What the broker acknowledged.
+#[derive(Default)]
+struct Deliveries {
+    state: Mutex<DeliveryState>,
+}
+
+#[derive(Default)]
+struct DeliveryState {
+    ends: BTreeMap<(String, i32), i64>,
+    failed: Option<String>,
+}
+
+impl Deliveries {
+    fn lock(&self) -> MutexGuard<'_, DeliveryState> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, _: ()) {
+        let mut state = self.lock();
+        match result {
+            Ok(message) => {
+                let end = state.ends.entry((message.topic().to_string(), message.partition())).or_default();
+                *end = (*end).max(message.offset() + 1);
+            }
+            Err((error, _)) => _ = state.failed.get_or_insert_with(|| error.to_string()),
+        }
+    }
+}
+
+impl EmbeddedBroker {
+    /// Starts a broker with these topics.
+    ///
+    /// # Errors
+    /// When librdkafka cannot make the cluster, or refuses a topic.
+    pub fn start<'a>(topics: impl IntoIterator<Item = &'a str>, partitions: i32) -> Result<Self> {
+        let producer: ThreadedProducer<Deliveries> = ClientConfig::new()
+            .set("test.mock.num.brokers", "1")
+            .set("enable.idempotence", "true")
+            // A consumer gets one message set per partition and fetch: few large sets are quick, many small ones slow.
+            .set("linger.ms", "20")
+            .set("batch.size", "524288")
+            .set("message.max.bytes", "4194304")
+            .create_with_context(Deliveries::default())
+            .context("cannot start the embedded broker")?;
+        let bootstrap = {
+            let cluster = producer.client().mock_cluster().context("the embedded broker did not come up")?;
+            for topic in topics {
+                cluster
+                    .create_topic(topic, partitions, 1)
+                    .with_context(|| format!("cannot create the topic {topic}"))?;
+            }
+            cluster.bootstrap_servers()
+        };
+        shorten_first_rebalance(&producer, FIRST_REBALANCE);
+        Ok(EmbeddedBroker { producer, bootstrap })
+    }
+
+    /// `host:port` for clients.
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+
+    /// Hands a message to the producer, in order per partition. Waits while its queue is full.
+    ///
+    /// # Errors
+    /// When the broker refused this message or an earlier one.
+    pub async fn produce(
+        &self,
+        (topic, partition): &TopicPartition,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        timestamp: i64,
+    ) -> Result<()> {
+        if let Some(error) = &self.producer.context().lock().failed {
+            bail!("the embedded broker refused a message: {error}");
+        }
+        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(*partition).timestamp(timestamp);
+        record.key = key;
+        record.payload = value;
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                    record = back;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err((error, _)) => return Err(error).context("cannot produce into the embedded broker"),
+            }
+        }
+    }
+
+    /// Waits until all that was produced is acknowledged, and says where each partition ends. A partition that nothing
+    /// was produced to is missing.
+    ///
+    /// # Errors
+    /// When a message was refused, or the broker does not answer in time.
+    pub async fn flush(&self) -> Result<BTreeMap<(Arc<str>, i32), i64>> {
+        let producer = self.producer.clone();
+        let flushed = tokio::task::spawn_blocking(move || producer.flush(Duration::from_secs(30))).await?;
+        flushed.context("the embedded broker did not take all messages")?;
+        let state = self.producer.context().lock();
+        if let Some(error) = &state.failed {
+            bail!("the embedded broker refused a message: {error}");
+        }
+        Ok(state.ends.iter().map(|((topic, partition), end)| ((topic.as_str().into(), *partition), *end)).collect())
+    }
+}
+
+#[allow(unsafe_code)] // the crate does not wrap this one call
+fn shorten_first_rebalance(producer: &ThreadedProducer<Deliveries>, delay: Duration) {
+    let millis = i32::try_from(delay.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the client is alive for the whole block, and with it the mock cluster it owns, whose pointer is not kept.
+    // The setter takes the cluster's own lock; a null cluster (not a mock) is left alone.
+    unsafe {
+        let cluster = rdkafka::bindings::rd_kafka_handle_mock_cluster(producer.client().native_ptr());
+        if !cluster.is_null() {
+            rdkafka::bindings::rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, millis);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rdkafka::TopicPartitionList;
+    use rdkafka::consumer::{BaseConsumer, Consumer};
+    use std::time::Instant;
+
+    const DEADLINE: Duration = Duration::from_secs(30);
+
+    fn consumer(broker: &EmbeddedBroker, group: &str) -> BaseConsumer {
+        ClientConfig::new()
+            .set("bootstrap.servers", broker.bootstrap())
+            .set("group.id", group)
+            .set("auto.offset.reset", "earliest")
+            .set("enable.auto.commit", "false")
+            .create()
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_produced_is_read_back_in_order() {
+        let broker = EmbeddedBroker::start(["a.b.c"], 2).unwrap();
+        let partition: TopicPartition = ("a.b.c".into(), 1);
+        for number in 0..1_000 {
+            let (key, value) = (format!("{{\"id\":{number}}}"), "v".repeat(500));
+            let value = (number % 7 != 0).then_some(value.as_bytes());
+            broker.produce(&partition, Some(key.as_bytes()), value, 1_599_458_400_000 + number).await.unwrap();
+        }
+        let ends = broker.flush().await.unwrap();
+        assert_eq!(ends, BTreeMap::from([(partition, 1_000)]));
+
+        let consumer = consumer(&broker, "g");
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset("a.b.c", 1, rdkafka::Offset::Beginning).unwrap();
+        consumer.assign(&assignment).unwrap();
+        let begun = Instant::now();
+        let mut next = 0;
+        while next < 1_000 {
+            assert!(begun.elapsed() < DEADLINE, "stuck at {next}");
+            let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };
+            let message = message.unwrap();
+            assert_eq!(message.offset(), next);
+            assert_eq!(message.key(), Some(format!("{{\"id\":{next}}}").as_bytes()));
+            assert_eq!(message.payload().is_none(), next % 7 == 0, "a tombstone stays one");
+            next += 1;
+        }
+    }
+
+    #[test]
+    fn a_group_gets_its_partitions() {
+        let broker = EmbeddedBroker::start(["a.b.c"], 3).unwrap();
+        let consumer = consumer(&broker, "g");
+        consumer.subscribe(&["a.b.c"]).unwrap();
+        let begun = Instant::now();
+        while consumer.assignment().unwrap().count() < 3 {
+            assert!(begun.elapsed() < DEADLINE, "no assignment");
+            if let Some(Err(error)) = consumer.poll(Duration::from_millis(100)) {
+                panic!("{error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The report as people read it.
+
+use std::fmt::{self, Display, Formatter};
+
+use super::table::{Table, size, thousands};
+use super::{ARTICLE_BYTES_PER_VERSION, AccountVersion, DemoReport};
+use crate::demo::simulator::article;
+
+impl Display for DemoReport {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        self.write_account(out)?;
+        self.write_totals(out)?;
+        self.write_bytes(out)?;
+        self.write_checks(out)
+    }
+}
+
+impl DemoReport {
+    fn write_account(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        let account = &self.account;
+        let org = self.orgs.first().map_or("", String::as_str);
+        writeln!(out, "\n{} ({}.account, {})", article::NAME, org, article::SFID)?;
+        let deltas = account.versions.len().saturating_sub(1);
+        writeln!(
+            out,
+            "{} events came in; kept: {} version and {deltas} deltas\n",
+            account.events,
+            1.min(account.versions.len())
+        )?;
+        let mut table = Table::new(["event", "version", "op", "valid from", "changes"]);
+        for (event, version) in self.account_lines() {
+            match version {
+                Some(version) => {
+                    let cells =
+                        [event, version.seq.to_string(), version.op.clone(), version.at.clone(), changes(version)];
+                    table.row(cells);
+                }
+                None => table.row([event, String::new(), "no-op".to_string()]),
+            }
+        }
+        writeln!(out, "{table}")?;
+        writeln!(out, "The article's query, as it stands, under search_path = {org}_history:\n")?;
+        writeln!(out, "  {}\n", account.query)?;
+        let mut table = Table::new(&account.answer.columns);
+        for row in &account.answer.rows {
+            table.row(row.iter().map(|cell| cell.clone().unwrap_or_default()));
+        }
+        writeln!(out, "{table}  ({} rows; the listener's table gave 21)\n", account.answer.rows.len())
+    }
+
+    /// The 21 events in order, the no-ops between two versions drawn together. If the history is not the article's,
+    /// no event can be told for a version.
+    fn account_lines(&self) -> Vec<(String, Option<&AccountVersion>)> {
+        let versions = &self.account.versions;
+        if !self.account.right {
+            return versions.iter().map(|version| ("?".to_string(), Some(version))).collect();
+        }
+        let starts = article::changing_events();
+        let mut lines = Vec::new();
+        for (place, (start, version)) in starts.iter().zip(versions).enumerate() {
+            lines.push((start.to_string(), Some(version)));
+            let next = starts.get(place + 1).copied().unwrap_or(article::VERSIONS.len() + 1);
+            match next - start {
+                1 => {}
+                2 => lines.push(((start + 1).to_string(), None)),
+                _ => lines.push((format!("{}-{}", start + 1, next - 1), None)),
+            }
+        }
+        lines
+    }
+
+    fn write_totals(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        let emitted = self.emitted;
+        let rate = emitted.messages as f64 / self.processing_seconds.max(0.001);
+        writeln!(
+            out,
+            "{} messages of {} orgs ({} row events) through {} worker{} in {:.1} s: {} a second",
+            thousands(emitted.messages as i64),
+            self.orgs.len(),
+            thousands(emitted.events as i64),
+            self.workers,
+            if self.workers == 1 { "" } else { "s" },
+            self.processing_seconds,
+            thousands(rate as i64)
+        )?;
+        writeln!(out, "What became of each (afterimage.outcomes):\n")?;
+        let all: i64 = self.outcomes.iter().map(|outcome| outcome.events).sum();
+        let mut table = Table::new(["outcome", "reason", "messages", "share"]);
+        for outcome in &self.outcomes {
+            table.row([
+                outcome.outcome.clone(),
+                outcome.reason.clone().unwrap_or_default(),
+                thousands(outcome.events),
+                format!("{:.1}%", 100.0 * outcome.events as f64 / all.max(1) as f64),
+            ]);
+        }
+        writeln!(out, "{table}")?;
+        let stored: i64 = self.versions.values().sum();
+        writeln!(out, "What is kept (afterimage.changes): {} versions\n", thousands(stored))?;
+        let mut table = Table::new(["op", "versions"]);
+        for (op, count) in &self.versions {
+            table.row([op.clone(), thousands(*count)]);
+        }
+        writeln!(out, "{table}")
+    }
+
+    fn write_bytes(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        let bytes = &self.bytes;
+        let stored: i64 = self.versions.values().sum();
+        let events = bytes.copied_events();
+        writeln!(out, "What it costs, indexes included\n")?;
+        let mut table = Table::new(["", "rows", "size", "bytes per event"]);
+        let per_event = |size: f64| format!("{:.0}", size / events.max(1) as f64);
+        let history = bytes.history() as f64;
+        table.row(["time machine".to_string(), thousands(stored), size(history), per_event(history)]);
+        let full = bytes.full_copies();
+        table.row(["full copies, measured".to_string(), thousands(events as i64), size(full), per_event(full)]);
+        let article = events as f64 * ARTICLE_BYTES_PER_VERSION;
+        table.row([
+            "full copies, the article's 506 B".to_string(),
+            thousands(events as i64),
+            size(article),
+            per_event(article),
+        ]);
+        writeln!(out, "{table}")?;
+        writeln!(
+            out,
+            "  The time machine is {:.1} times smaller (deltas {}, keyframes {}, records {}; whole schema {}).",
+            full / history.max(1.0),
+            size(bytes.delta as f64),
+            size(bytes.keyframe as f64),
+            size(bytes.record as f64),
+            size(bytes.schema as f64)
+        )?;
+        let samples: Vec<String> = bytes
+            .copies
+            .iter()
+            .map(|copies| {
+                format!("{} {:.0} B ({} rows)", copies.object, copies.bytes_per_row, thousands(copies.sample as i64))
+            })
+            .collect();
+        writeln!(
+            out,
+            "  Measured on samples of the same events in tables like the article's: {}.\n",
+            samples.join(", ")
+        )
+    }
+
+    fn write_checks(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(out, "Checks\n")?;
+        let verdict = |right: bool| if right { "ok  " } else { "FAIL" };
+        let account = &self.account;
+        writeln!(
+            out,
+            "  {} the article's account: {} events, {} versions kept",
+            verdict(account.right),
+            account.events,
+            account.versions.len()
+        )?;
+        let law = &self.conservation;
+        writeln!(
+            out,
+            "  {} conservation: {} messages in {} partitions, {} outcomes, every position at its broker's end",
+            verdict(law.broken.is_empty()),
+            thousands(law.messages),
+            law.partitions,
+            thousands(law.outcomes)
+        )?;
+        for partition in &law.broken {
+            writeln!(out, "       {partition}")?;
+        }
+        let truth = &self.truth;
+        writeln!(
+            out,
+            "  {} records: {} of {} have the simulator's last image and number of versions; {} miss an event that came late",
+            verdict(truth.ok()),
+            thousands(truth.right_histories as i64),
+            thousands(truth.records as i64),
+            thousands(truth.late as i64)
+        )?;
+        for difference in &truth.differences {
+            writeln!(out, "       {difference}")?;
+        }
+        let aside = self.set_aside;
+        writeln!(
+            out,
+            "  {} set aside: {} dead letters, {} gaps, {} late events",
+            verdict(aside.dead_letters == 0 && aside.gaps == 0),
+            thousands(aside.dead_letters),
+            thousands(aside.gaps),
+            thousands(aside.late_events)
+        )?;
+        writeln!(out, "\nSeed {}, {:.1} s in all.", self.seed, self.total_seconds)
+    }
+}
+
+/// `phone: "a" → "b", score__c: 1 → 15`; of a whole image only the number of fields.
+fn changes(version: &AccountVersion) -> String {
+    if version.seq == 0 {
+        return format!("{} fields", version.changes.len());
+    }
+    let shown = version.changes.iter().map(|(field, change)| {
+        let side = |index: usize| match change.get(index) {
+            None | Some(serde_json::Value::Null) => "null".to_string(),
+            Some(serde_json::Value::String(text)) => text.clone(),
+            Some(other) => other.to_string(),
+        };
+        format!("{field}: {} → {}", side(0), side(1))
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,108 @@
+//! Plain tables for terminals: aligned columns, numbers to the right.
+
+use std::fmt::{self, Write as _};
+
+/// A table under construction.
+#[derive(Debug, Default)]
+pub struct Table {
+    header: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// A table with these columns.
+    pub fn new<S: ToString>(header: impl IntoIterator<Item = S>) -> Self {
+        Table { header: header.into_iter().map(|name| name.to_string()).collect(), rows: Vec::new() }
+    }
+
+    /// Adds a row; missing cells are empty.
+    pub fn row<S: ToString>(&mut self, cells: impl IntoIterator<Item = S>) {
+        self.rows.push(cells.into_iter().map(|cell| cell.to_string()).collect());
+    }
+
+    fn cell(row: &[String], column: usize) -> &str {
+        row.get(column).map_or("", String::as_str)
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = self.header.len();
+        let width = |column: usize| {
+            let cells = self.rows.iter().map(|row| Self::cell(row, column));
+            cells.chain([Self::cell(&self.header, column)]).map(display_width).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let is_number = |text: &str| text.chars().all(|c| c.is_ascii_digit() || ".,-%".contains(c));
+        let to_the_right: Vec<bool> = (0..columns)
+            .map(|column| {
+                let mut cells =
+                    self.rows.iter().map(|row| Self::cell(row, column)).filter(|cell| !cell.is_empty()).peekable();
+                cells.peek().is_some() && cells.all(is_number)
+            })
+            .collect();
+        for row in std::iter::once(&self.header).chain(&self.rows) {
+            let mut line = String::from("  ");
+            for (column, width) in widths.iter().enumerate() {
+                let cell = Self::cell(row, column);
+                let blanks = " ".repeat(width - display_width(cell));
+                let (before, after) = if to_the_right[column] { (blanks.as_str(), "") } else { ("", blanks.as_str()) };
+                let _ = write!(line, "{before}{cell}{after}  ");
+            }
+            writeln!(out, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+fn display_width(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// `1234567` → `1,234,567`.
+pub fn thousands(number: i64) -> String {
+    let digits = number.unsigned_abs().to_string();
+    let mut grouped = if number < 0 { String::from("-") } else { String::new() };
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// `1234567` → `1.2 MB` (powers of 1024, as PostgreSQL's `pg_size_pretty`).
+pub fn size(bytes: f64) -> String {
+    let mut value = bytes;
+    for unit in ["B", "kB", "MB"] {
+        if value < 1_024.0 {
+            return if unit == "B" { format!("{value:.0} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1_024.0;
+    }
+    format!("{value:.1} GB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_numbers_stand_to_the_right() {
+        let mut table = Table::new(["op", "rows"]);
+        table.row(["update", "1,204"]);
+        table.row(["délete", "7"]);
+        table.row(["x"]);
+        assert_eq!(table.to_string(), "  op       rows\n  update  1,204\n  délete      7\n  x\n");
+    }
+
+    #[test]
+    fn numbers_and_sizes_are_readable() {
+        assert_eq!(thousands(8_857_770), "8,857,770");
+        assert_eq!((thousands(-1_000), thousands(999), thousands(0)), ("-1,000".into(), "999".into(), "0".into()));
+        assert_eq!(size(512.0), "512 B");
+        assert_eq!(size(4_274.0 * 1_048_576.0), "4.2 GB");
+        assert_eq!(size(1_572_864.0), "1.5 MB");
+    }
+}

@@ -1,0 +1,213 @@
+//! What follows from a commit's outcome: the image store and the positions move on, or the group goes back.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use metrics::{counter, gauge, histogram};
+
+use super::committer::pause_after;
+use super::group::{Command, Group};
+use super::tally::{count_outcomes, count_versions};
+use crate::core::batch::{OpenBatch, SealedBatch};
+use crate::core::position::PositionId;
+use crate::core::record::key_hash;
+use crate::kafka::TopicPartition;
+use crate::postgres::commit::{CommitError, Committed, Invalidated};
+use crate::telemetry::names;
+
+/// How long a fenced partition rests before it is claimed again, if the group still says it is ours.
+const REST: Duration = Duration::from_secs(3);
+
+impl Group {
+    /// The outcome of a commit is known, or known to be unknown (`None`).
+    pub(super) fn settled(&mut self, batch: Arc<SealedBatch>, answer: Option<Result<Committed, CommitError>>) {
+        match answer {
+            Some(Ok(committed)) => {
+                self.failures = 0;
+                self.committed(&batch, committed);
+            }
+            None => self.claim_again("the outcome of a commit is unknown"),
+            Some(Err(error @ CommitError::Unknown(_))) => {
+                self.pause(&error.to_string());
+                self.claim_again(&error.to_string());
+            }
+            Some(Err(CommitError::Fenced { positions, detail })) => {
+                tracing::warn!(topic = %self.parts.topic, %detail, "fenced: another worker holds a partition");
+                let fenced: Vec<i32> = self
+                    .tasks
+                    .values()
+                    .filter(|task| positions.is_empty() || positions.contains(&task.position_id))
+                    .map(|task| task.partition)
+                    .collect();
+                self.close_and_rest(&fenced);
+            }
+            Some(Err(CommitError::Rewind { reason, known })) => {
+                self.take_known(known);
+                self.pause(&reason);
+                self.rewind(&reason);
+            }
+            Some(Err(error @ (CommitError::Again(_) | CommitError::Refused(_)))) => {
+                tracing::error!(topic = %self.parts.topic, %error, "the sink refuses a batch; trying again");
+                self.pause(&error.to_string());
+                self.rewind(&error.to_string());
+            }
+        }
+    }
+
+    pub(super) fn pause(&mut self, reason: &str) {
+        self.failures += 1;
+        if self.failures > 1 {
+            let pause = pause_after(self.failures - 1);
+            tracing::warn!(topic = %self.parts.topic, failures = self.failures, ?pause, reason, "no progress");
+            let until = Instant::now() + pause;
+            while Instant::now() < until && !self.stopping {
+                match self.parts.commands.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                    Ok(Command::Assigned(tasks)) => self.assigned(tasks),
+                    Ok(Command::Revoked { partitions, done, .. }) => {
+                        // What was in hand has failed: there is nothing left to commit for them.
+                        self.tasks.retain(|partition, _| !partitions.contains(partition));
+                        let _ = done.send(());
+                    }
+                    Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => self.stopping = true,
+                    Err(mpsc::RecvTimeoutError::Timeout) => {}
+                }
+            }
+        }
+    }
+
+    /// Waits for the sink to come back, obeying meanwhile; true = stop.
+    pub(super) fn interrupted(&mut self, pause: Duration) -> bool {
+        match self.parts.commands.recv_timeout(pause) {
+            Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => self.stopping = true,
+            // Not now: the answer can wait until the sink answers, within the asker's own bound.
+            Ok(command) => self.postponed.push(command),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        self.stopping
+    }
+
+    pub(super) fn take_known(&mut self, known: Committed) {
+        for task in self.tasks.values_mut() {
+            if let Some(seq) = known.inval_seq.get(&task.position_id) {
+                task.inval_seq = *seq;
+            }
+        }
+        if !known.invalidated.is_empty() {
+            let marks: Vec<_> = self.tasks.values().map(|task| task.mark(self.parts.sink_id)).collect();
+            let applied = self.parts.images.apply(self.parts.source.object_id, &[], &known.invalidated, marks);
+            self.check_store(applied.map_err(|error| error.to_string()));
+        }
+    }
+
+    pub(super) fn committed(&mut self, batch: &SealedBatch, committed: Committed) {
+        let mut offsets = Vec::with_capacity(batch.advances.len());
+        let mut moved: Vec<PositionId> = committed.inval_seq.keys().copied().collect();
+        for advance in &batch.advances {
+            moved.push(advance.position_id);
+            let Some(task) = self.tasks.values_mut().find(|task| task.position_id == advance.position_id) else {
+                continue;
+            };
+            task.next = advance.to;
+            task.committed_passed = advance.passed;
+            offsets.push((TopicPartition::new(Arc::clone(&self.parts.topic), task.partition), advance.to));
+            let labels = [("topic", self.parts.topic.to_string()), ("partition", task.partition.to_string())];
+            gauge!(names::POSITION, &labels).set(advance.to as f64);
+            if let Some(end) = self.parts.consumer.high_watermark(&self.parts.topic, task.partition) {
+                gauge!(names::LAG, &labels).set((end - advance.to).max(0) as f64);
+            }
+            count_outcomes(&self.parts.topic, &advance.counters);
+        }
+        for task in self.tasks.values_mut() {
+            if let Some(seq) = committed.inval_seq.get(&task.position_id) {
+                task.inval_seq = *seq;
+            }
+        }
+        let sink_id = self.parts.sink_id;
+        let marks: Vec<_> = self
+            .tasks
+            .values()
+            .filter(|task| moved.contains(&task.position_id))
+            .map(|task| task.mark(sink_id))
+            .collect();
+        let applied =
+            self.parts.images.apply(self.parts.source.object_id, &batch.records, &committed.invalidated, marks);
+        self.check_store(applied.map_err(|error| error.to_string()));
+        self.overlay.committed(batch.number);
+        // The next batch was begun before this was known: what it judged by records taken away meanwhile is void,
+        // and its own commit would not see it, since from here on these invalidations count as known.
+        let taken = |gone: &Invalidated| self.open.touched(key_hash(gone.object_id, &gone.identity));
+        if committed.invalidated.iter().any(taken) {
+            self.rewind("records of the open batch were taken over by another position");
+        }
+        count_versions(&self.parts.topic, batch);
+        if let Some(at) = batch.advances.iter().map(|advance| advance.passed.ts).max().filter(|at| *at > 0) {
+            let seconds = (Self::now() - at).max(0) as f64 / 1e6;
+            histogram!(names::EVENT_TO_COMMIT).record(seconds);
+        }
+        self.parts.consumer.commit_offsets(&offsets);
+    }
+
+    /// The image store is a cache: if it cannot be written it is of no use, but nothing is lost.
+    pub(super) fn check_store(&mut self, result: Result<(), String>) {
+        if let Err(error) = result {
+            tracing::error!(
+                %error,
+                "the image store cannot be written: free space under its directory, or start again with an empty one"
+            );
+            self.stopping = true;
+        }
+    }
+
+    /// Everything since the last commit is void; read again from there (D3).
+    pub(super) fn rewind(&mut self, reason: &str) {
+        counter!(names::REWINDS, "reason" => "error").increment(1);
+        tracing::debug!(topic = %self.parts.topic, reason, "rewinding");
+        self.drop_open();
+        let mut offsets = Vec::with_capacity(self.tasks.len());
+        for task in self.tasks.values_mut() {
+            // A task that was still catching up has judged nothing, but what it passed is forgotten already.
+            task.rewind();
+            offsets.push((TopicPartition::new(Arc::clone(&self.parts.topic), task.partition), task.next));
+        }
+        if let Err(error) = self.parts.consumer.rewind(&offsets) {
+            tracing::warn!(topic = %self.parts.topic, %error, "some partitions were revoked while rewinding");
+        }
+    }
+
+    pub(super) fn drop_open(&mut self) {
+        self.overlay.clear();
+        self.open = OpenBatch::new(self.open.number() + 1);
+        self.opened = None;
+        self.in_flight = None;
+        self.waiting_since = None;
+        self.messages.clear();
+    }
+
+    /// Gives all partitions up and has them claimed again (D4).
+    pub(super) fn claim_again(&mut self, reason: &str) {
+        tracing::warn!(topic = %self.parts.topic, reason, "claiming again");
+        counter!(names::REWINDS, "reason" => "claimed").increment(1);
+        self.drop_open();
+        let partitions: Vec<TopicPartition> = std::mem::take(&mut self.tasks)
+            .into_keys()
+            .map(|partition| TopicPartition::new(Arc::clone(&self.parts.topic), partition))
+            .collect();
+        self.parts.consumer.release(&partitions);
+        self.parts.consumer.reclaim(&partitions);
+    }
+
+    /// Closes some tasks, to be claimed again later if they are still ours; the others rewind.
+    pub(super) fn close_and_rest(&mut self, partitions: &[i32]) {
+        let mut closed = Vec::new();
+        for partition in partitions {
+            if self.tasks.remove(partition).is_some() {
+                closed.push(TopicPartition::new(Arc::clone(&self.parts.topic), *partition));
+            }
+        }
+        self.parts.consumer.release(&closed);
+        let until = Instant::now() + REST;
+        self.resting.extend(closed.into_iter().map(|partition| (until, partition)));
+        self.rewind("a task of this topic was closed");
+    }
+}

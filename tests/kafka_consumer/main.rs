@@ -1,0 +1,6 @@
+//! The consumer against librdkafka's embedded broker: groups, rewinds, back-pressure, ends, faults, stopping.
+
+mod asking;
+mod group;
+mod reading;
+mod support;
