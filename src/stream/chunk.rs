@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use metrics::counter;
+use metrics::{counter, histogram};
 use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -48,6 +48,7 @@ impl Group {
             let envelope = if let Peek::Row(envelope) = &peeked { Some(*envelope) } else { None };
             arrived.push(Arrived { partition, message, meaning, envelope });
         }
+        self.count_events(&arrived);
         self.check_database(&arrived)?;
         let arrived = self.forget_passed(arrived)?;
         self.note_fields(&arrived)?;
@@ -57,6 +58,17 @@ impl Group {
         }
         self.overlay.forget_clean();
         Ok(())
+    }
+
+    fn count_events(&self, arrived: &[Arrived]) {
+        for (op, label) in [(Op::Create, "create"), (Op::Update, "update"), (Op::Delete, "delete"), (Op::Read, "read")]
+        {
+            let n = arrived.iter().filter(|one| one.event().is_some_and(|event| event.op == op)).count();
+            if n > 0 {
+                counter!(names::EVENTS_DECODED, "topic" => self.parts.topic.to_string(), "op" => label)
+                    .increment(n as u64);
+            }
+        }
     }
 
     /// Looks at one event of a chunk: the database that a connector reads does not change from row to row. Known for
@@ -300,7 +312,9 @@ impl Group {
         }
         let facts = self.parts.dictionary.facts().clone();
         let identities: Vec<&str> = wanted.keys().copied().collect();
+        let started = Instant::now();
         let mut records = self.ask(async |client| lookup::records(client, &facts, &identities).await)?;
+        histogram!(names::READ_THROUGH_SECONDS).record(started.elapsed().as_secs_f64());
         let known: HashSet<&str> = records.iter().map(|(identity, _)| &**identity).collect();
         let newcomers: Vec<Newcomer> = wanted
             .iter()

@@ -1,9 +1,11 @@
 //! The image store's face towards the tasks: records in, records out, by position.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use afterimage_proto::{decode_record, encode_record, v1};
 use afterimage_state::{Mark, PositionId as StoreId, RecordKey, StateError, Store, WriteBatch};
+use metrics::histogram;
 
 use crate::core::batch::StoredRecord;
 use crate::core::format::VersionOp;
@@ -11,6 +13,7 @@ use crate::core::position::PositionId;
 use crate::core::record::{Floor, Image, Record, Version};
 use crate::core::value::Value;
 use crate::postgres::commit::Invalidated;
+use crate::telemetry::names;
 
 /// Records of all positions of this process.
 #[derive(Clone)]
@@ -38,7 +41,9 @@ impl Images {
             .iter()
             .map(|(position, identity)| RecordKey::image(StoreId(*position), object_id, identity.as_bytes()))
             .collect();
+        let started = Instant::now();
         let found = self.store.multi_get(&keys)?;
+        histogram!(names::STATE_SECONDS, "operation" => "get").record(started.elapsed().as_secs_f64());
         Ok(found
             .into_iter()
             .zip(wanted)
@@ -92,7 +97,10 @@ impl Images {
         for mark in marks {
             batch.mark(mark);
         }
-        self.store.commit(batch)
+        let started = Instant::now();
+        self.store.commit(batch)?;
+        histogram!(names::STATE_SECONDS, "operation" => "put").record(started.elapsed().as_secs_f64());
+        Ok(())
     }
 }
 

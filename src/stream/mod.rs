@@ -137,7 +137,8 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     let options = StateOptions { memory: settings.state_memory, ..StateOptions::default() };
     let dir = settings.state_dir.clone();
     let store = Store::open(&dir, &options).map_err(|source| RunError::State { dir: dir.clone(), source })?;
-    let images = Images::new(Arc::new(store));
+    let store = Arc::new(store);
+    let images = Images::new(Arc::clone(&store));
     let committers = Committers::start(&settings.sink, 2);
 
     let databases = Databases::default();
@@ -239,5 +240,21 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     if let Err(error) = tokio::task::block_in_place(|| consumer.stop(left)) {
         tracing::warn!(%error, "the group was not left in time");
     }
+    drop((consumer, senders, inboxes, images));
+    tokio::task::block_in_place(|| close(store, deadline));
     outcome
+}
+
+/// Closes the image store here, not in whichever thread lets go of it last: one that is still at it while the process
+/// exits meets RocksDB's globals half destroyed, and aborts.
+fn close(mut store: Arc<Store>, deadline: Instant) {
+    let until = deadline.max(Instant::now() + Duration::from_secs(1));
+    loop {
+        match Arc::try_unwrap(store) {
+            Ok(last) => return drop(last),
+            Err(_) if Instant::now() > until => return tracing::warn!("the image store is still in use"),
+            Err(shared) => store = shared,
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }

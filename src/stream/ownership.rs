@@ -164,8 +164,14 @@ impl Ownership for Claims {
     fn claim(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {
         counter!(names::REBALANCES, "kind" => "assigned").increment(1);
         match self.claim_all(partitions) {
-            Ok(starts) => starts,
+            Ok(starts) => {
+                counter!(names::CLAIMS, "result" => "claimed").increment(starts.len() as u64);
+                let refused = partitions.len().saturating_sub(starts.len());
+                counter!(names::CLAIMS, "result" => "refused").increment(refused as u64);
+                starts
+            }
             Err(reason) => {
+                counter!(names::CLAIMS, "result" => "timed_out").increment(partitions.len() as u64);
                 tracing::warn!(%reason, partitions = partitions.len(), "partitions not claimed; trying again");
                 Vec::new()
             }

@@ -3,6 +3,8 @@
 //! Each test binary includes this module whole and uses its own part of it.
 #![allow(dead_code)]
 
+pub mod app;
+pub mod audit;
 pub mod names;
 pub mod postgres;
 pub mod wait;

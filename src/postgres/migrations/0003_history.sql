@@ -1,7 +1,8 @@
 -- Folding versions into images, and the time machine's functions.
 --
 -- A chain is a keyframe and the up to 64 deltas behind it. Folding = joining their payloads in order and
--- parsing once: jsonb_object() keeps the last of equal keys. Only a chain with a JSON payload in it goes row by row.
+-- parsing once: jsonb_object() keeps the last of equal keys. Only a chain with a JSON payload or an unknown
+-- value in it goes row by row.
 
 create function afterimage.fold_by_row(rid int, kf int, upto int) returns jsonb language sql stable parallel safe
 return (
@@ -12,13 +13,14 @@ return (
     select get_byte(v.d, 1) & 63, v.d from afterimage.delta v
     where v.rid = $1 and v.kf = $2 and get_byte(v.d, 1) & 63 <= $3) x
   cross join lateral jsonb_each(afterimage.fields(x.d)) e);
-comment on function afterimage.fold_by_row(int, int, int) is 'fold(), row by row: for chains with JSON payloads.';
+comment on function afterimage.fold_by_row(int, int, int) is 'fold(), row by row: for chains with JSON payloads or unknown values.';
 
 create function afterimage.fold(rid int, kf int, upto int default 63) returns jsonb language sql stable parallel safe
 return (
   select case
-    when bool_or(x.json) then afterimage.fold_by_row($1, $2, $3)
-    else afterimage.parse(string_agg(nullif(x.p, ''), E'\x1f' order by x.n))
+    when bool_or(x.json) or strpos(string_agg(nullif(x.p, ''), E'\x1f' order by x.n), E'\x03') > 0
+      then afterimage.fold_by_row($1, $2, $3)
+    else coalesce(jsonb_object(string_to_array(string_agg(nullif(x.p, ''), E'\x1f' order by x.n), E'\x1f', E'\x02')), '{}')
   end
   from (
     select -1 as n, get_byte(k.d, 0) & 8 <> 0 as json, afterimage.payload(k.d) as p
@@ -71,8 +73,8 @@ language sql stable parallel safe
 begin atomic
   select afterimage.seq(w.kf, w.d), w.at, w.d,
     case
-      when w.json then afterimage.fold_by_row($1, w.kf, w.n)
-      else afterimage.parse(w.p)
+      when w.json or strpos(w.p, E'\x03') > 0 then afterimage.fold_by_row($1, w.kf, w.n)
+      else coalesce(jsonb_object(string_to_array(w.p, E'\x1f', E'\x02')), '{}')
     end
   from (
     select x.kf, x.n, x.at, x.d,
@@ -95,8 +97,8 @@ returns table(kf int, n int, at timestamptz, d bytea, f jsonb) language sql stab
 begin atomic
   select k.kf, x.n, x.at, x.d,
     case
-      when x.json then afterimage.fold_by_row($1, k.kf, x.n)
-      else afterimage.parse(x.p)
+      when x.json or strpos(x.p, E'\x03') > 0 then afterimage.fold_by_row($1, k.kf, x.n)
+      else coalesce(jsonb_object(string_to_array(x.p, E'\x1f', E'\x02')), '{}')
     end
   from (
     select q.kf, q.at, q.d from afterimage.keyframe q
@@ -122,13 +124,8 @@ returns table(kf int, n int, op int) language plpgsql stable parallel safe rows 
 #variable_conflict use_column
 declare
   opened record;
-  stamp_field text;
 begin
   if clock = 'salesforce' then
-    stamp_field := (
-      select f.field_no::text from afterimage.record r
-      join afterimage.field f on f.object_id = r.object_id and f.name = 'systemmodstamp'
-      where r.rid = $1);
     -- Stamps may fall from version to version (a read-back that overtakes): the newest version by number whose
     -- stamp is not after the moment. A local write came to be, for Salesforce, with the next stamp that is
     -- known; if none is, only infinity shows it. Deletes and tables without stamps count by commit time.
@@ -146,15 +143,12 @@ begin
         from (
           select v.kf, case when v.own then -1 else get_byte(v.d, 1) & 63 end as n, get_byte(v.d, 0) & 7 as op,
             afterimage.seq(v.kf, v.d) as seq, v.at, get_byte(v.d, 0) & 16 <> 0 as local,
-            case
-              when get_byte(v.d, 0) & 16 <> 0 then null
-              when substr(v.d, 4, 4) <> '\x80000000'::bytea then afterimage.stamp(v.at, v.d)
-              else afterimage.as_timestamp(afterimage.text_of(afterimage.fields(v.d), stamp_field)) at time zone 'UTC'
-            end as stamp
+            case when get_byte(v.d, 0) & 16 = 0 then afterimage.salesforce_at(r.object_id, v.at, v.d) end as stamp
           from (
             select k.kf, true as own, k.at, k.d from afterimage.keyframe k where k.rid = $1 and k.kf = 0
             union all
-            select c.kf, false, c.at, c.d from afterimage.delta c where c.rid = $1) v) q) s) t
+            select c.kf, false, c.at, c.d from afterimage.delta c where c.rid = $1) v
+          join afterimage.record r on r.rid = $1) q) s) t
     where t.clock_at <= $2
     order by t.seq desc
     limit 1;
@@ -208,7 +202,7 @@ return (
   cross join lateral afterimage.version_at(r.rid, $4, $5) v
   where o.name = $1 and v.op <> 4);
 comment on function afterimage.as_of(text, text, text, timestamptz, text) is
-  'What one record looked like at a moment (inclusive): its visible fields, null where they were. NULL if it was deleted or not there yet. Clocks: commit (source commit time), salesforce (systemmodstamp; a local write counts from the next known stamp, a delete from its commit time), recorded (when afterimage wrote it).';
+  'What one record looked like at a moment (inclusive): its visible fields as far as observed. NULL if it was deleted or not there yet. Clocks: commit (source commit time), salesforce (systemmodstamp; a local write counts from the next known stamp, a delete from its commit time), recorded (when afterimage wrote it).';
 
 create function afterimage.object_as_of(org text, object text, at timestamptz, clock text default 'commit')
 returns table(sfid text, image jsonb) language plpgsql stable parallel safe as $$

@@ -1,0 +1,210 @@
+//! The program itself, as a deployment runs it: `afterimage migrate` and `afterimage run` as child processes, each with
+//! a configuration file, a state directory and a log of its own.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use afterimage::demo::child::{self, LastSignal};
+
+use super::postgres::Database;
+use super::wait::{LONG, wait_blocking, wait_for};
+
+/// One sink, one group, some topics: what its workers have in common.
+pub struct Deployment {
+    brokers: String,
+    url: String,
+    group: String,
+    settings: String,
+    tables: String,
+    dir: tempfile::TempDir,
+}
+
+impl Deployment {
+    /// A deployment of these `[[org]]` and `[[object]]` tables.
+    pub fn new(brokers: &str, sink: &Database, tables: impl Into<String>) -> Deployment {
+        Deployment {
+            brokers: brokers.into(),
+            url: sink.url.clone(),
+            group: format!("afterimage.{}", sink.name),
+            settings: String::new(),
+            tables: tables.into(),
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// Adds lines of configuration; sections of their own (`[commit]`, `[kafka.extra]`).
+    pub fn with(mut self, settings: &str) -> Deployment {
+        self.settings.push_str(settings);
+        self.settings.push('\n');
+        self
+    }
+
+    /// Another consumer group than the default.
+    pub fn group(mut self, group: &str) -> Deployment {
+        self.group = group.into();
+        self
+    }
+
+    /// The consumer group.
+    pub fn group_name(&self) -> &str {
+        &self.group
+    }
+
+    /// Where the worker of this name keeps its records.
+    pub fn state_dir(&self, worker: &str) -> PathBuf {
+        self.dir.path().join(format!("state-{worker}"))
+    }
+
+    fn config(&self, worker: &str) -> PathBuf {
+        let Deployment { brokers, url, group, settings, tables, .. } = self;
+        let state = self.state_dir(worker);
+        let text = format!(
+            "{settings}\n[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n[postgres]\nurl = \"{url}\"\n\
+             sslmode = \"disable\"\n[state]\ndir = \"{}\"\nmemory = \"32MB\"\n[metrics]\nlisten = \"127.0.0.1:0\"\n\
+             [worker]\nname = \"{worker}\"\n{tables}",
+            state.display()
+        );
+        let path = self.dir.path().join(format!("{worker}.toml"));
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn command(&self, verb: &str, worker: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+        command.arg(verb).arg("--config").arg(self.config(worker));
+        // Nothing of the developer's environment may reach it.
+        command.env_clear().env("HOME", self.dir.path()).current_dir(self.dir.path());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Starts `afterimage migrate`; two may run at once.
+    pub fn spawn_migrate(&self) -> Child {
+        let mut command = self.command("migrate", "migrate");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        child::spawn_bound(command, LastSignal::Kill).unwrap()
+    }
+
+    /// Runs `afterimage migrate`.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn migrate(&self) -> String {
+        let output = self.spawn_migrate().wait_with_output().unwrap();
+        assert!(output.status.success(), "migrate: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a worker that is expected to end by itself; its output.
+    pub fn run_to_end(&self, worker: &str) -> Output {
+        self.command("run", worker).output().unwrap()
+    }
+
+    /// Starts a worker.
+    pub fn worker(&self, name: &str) -> App {
+        let log = self.dir.path().join(format!("{name}.log"));
+        let out = File::options().create(true).append(true).open(&log).unwrap();
+        let mut command = self.command("run", name);
+        command.stdout(out.try_clone().unwrap()).stderr(out);
+        let from = fs::metadata(&log).map_or(0, |file| file.len());
+        App { child: Some(child::spawn_bound(command, LastSignal::Kill).unwrap()), log, from: from as usize }
+    }
+}
+
+/// A running worker. Killed when dropped; its log is shown when the test has failed.
+pub struct App {
+    child: Option<Child>,
+    log: PathBuf,
+    /// Where this run begins in the log of its name.
+    from: usize,
+}
+
+impl App {
+    /// What it has logged in this run.
+    pub fn log(&self) -> String {
+        let text = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(text.get(self.from..).unwrap_or_default()).into_owned()
+    }
+
+    /// The log's file, which all runs of this name share.
+    pub fn log_file(&self) -> &Path {
+        &self.log
+    }
+
+    /// # Panics
+    /// When it has ended by itself.
+    pub fn assert_running(&mut self) {
+        let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+        assert!(ended.is_none(), "the worker ended with {ended:?}:\n{}", self.log());
+    }
+
+    /// kill -9, and waits for the end.
+    pub fn kill9(&mut self) {
+        let mut child = self.child.take().expect("running");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM, and waits for the end: how it ended, and how long that took.
+    pub fn terminate(&mut self) -> (ExitStatus, Duration) {
+        let mut child = self.child.take().expect("running");
+        let since = Instant::now();
+        child::signal(&child, libc::SIGTERM).unwrap();
+        let status = wait_blocking("the worker's end", LONG, || match child.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            Ok(None) => Err(self.log()),
+            Err(error) => Err(error.to_string()),
+        });
+        (status, since.elapsed())
+    }
+
+    /// Stops it in order.
+    ///
+    /// # Panics
+    /// When it does not exit with 0.
+    pub fn stop(&mut self) {
+        let (status, _) = self.terminate();
+        assert!(status.success(), "the worker ended with {status}:\n{}", self.log());
+    }
+
+    /// Waits until the log of this run says this.
+    pub async fn wait_for_log(&mut self, text: &str) {
+        wait_for(&format!("{text:?} in the log"), LONG, async || {
+            let log = self.log();
+            if log.contains(text) { Ok(()) } else { Err(log) }
+        })
+        .await;
+    }
+
+    /// What `/metrics` answers.
+    pub async fn metrics(&mut self) -> String {
+        self.wait_for_log("metrics are served at").await;
+        let log = self.log();
+        let address = log.split("http://").nth(1).and_then(|rest| rest.split("/metrics").next()).unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        write!(stream, "GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        answer
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("{}:\n{}", self.log.display(), lines[lines.len().saturating_sub(80)..].join("\n"));
+        }
+    }
+}

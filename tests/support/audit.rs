@@ -1,0 +1,137 @@
+//! What must hold in a sink, asked in SQL through its public views: progress, the conservation laws, the history.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::Client;
+
+use super::app::App;
+use super::wait::{LONG, wait_for};
+
+/// End offsets of topics: what a sink's positions have to reach.
+pub type Ends = BTreeMap<(String, i32), i64>;
+
+/// Next offsets by topic and partition, as the sink has them.
+pub async fn positions(sink: &Client) -> Ends {
+    let rows = sink.query("SELECT topic, partition, next_offset FROM afterimage.positions", &[]).await.unwrap();
+    rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect()
+}
+
+/// Waits until every partition is read to its end. No worker may end meanwhile.
+pub async fn caught_up(sink: &Client, ends: &Ends, workers: &mut [&mut App]) {
+    wait_for("positions at the topics' ends", LONG, async || {
+        for worker in workers.iter_mut() {
+            worker.assert_running();
+        }
+        let positions = positions(sink).await;
+        let behind: Vec<_> = ends.iter().filter(|(of, end)| positions.get(of) != Some(end)).collect();
+        if behind.is_empty() { Ok(()) } else { Err(format!("wanted {behind:?}, there are {positions:?}")) }
+    })
+    .await;
+}
+
+/// Waits until a session of a worker waits for a lock: it is in the middle of a commit that someone holds up.
+pub async fn held_up(sink: &Client) {
+    wait_for("a commit that waits for a lock", LONG, async || {
+        let query = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'afterimage/%' \
+                     AND datname = current_database() AND wait_event_type = 'Lock'";
+        match sink.query_one(query, &[]).await.unwrap().get::<_, i64>(0) {
+            0 => Err("none waits"),
+            _ => Ok(()),
+        }
+    })
+    .await;
+}
+
+/// The laws L1 and L2: every offset up to the topics' ends has exactly one outcome, and there are as many rows of
+/// history as the positions say.
+pub async fn assert_conserved(sink: &Client, ends: &Ends) {
+    let (mut topics, mut partitions, mut offsets) = (Vec::new(), Vec::new(), Vec::new());
+    for ((topic, partition), end) in ends {
+        topics.push(topic.clone());
+        partitions.push(*partition);
+        offsets.push(*end);
+    }
+    let wrong = sink
+        .query(
+            "SELECT e.topic, e.partition, e.last, p.first_offset, p.next_offset, o.events
+             FROM unnest($1::text[], $2::int[], $3::bigint[]) AS e(topic, partition, last)
+             FULL JOIN afterimage.positions p USING (topic, partition)
+             LEFT JOIN LATERAL (
+               SELECT sum(events)::bigint AS events FROM afterimage.outcomes o
+               WHERE o.topic = p.topic AND o.partition = p.partition) o ON true
+             WHERE p.next_offset IS DISTINCT FROM e.last OR o.events IS DISTINCT FROM p.next_offset - p.first_offset",
+            &[&topics, &partitions, &offsets],
+        )
+        .await
+        .unwrap();
+    assert!(wrong.is_empty(), "L1 is broken: {wrong:?}");
+    let row = sink
+        .query_one(
+            "SELECT (SELECT count(*) FROM afterimage.delta) + (SELECT count(*) FROM afterimage.keyframe WHERE kf = 0),
+               (SELECT sum(rows_written - rows_cancelled - rows_erased - rows_retired)::bigint FROM afterimage.position),
+               (SELECT count(*) FROM afterimage.changes)",
+            &[],
+        )
+        .await
+        .unwrap();
+    let (rows, counted, shown): (i64, Option<i64>, i64) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!((Some(rows), rows), (counted, shown), "L2 is broken: rows, counted, shown");
+    let broken = sink
+        .query(
+            "SELECT org, object, sfid, count(*), max(seq) FROM afterimage.changes GROUP BY 1, 2, 3
+             HAVING count(*) <> max(seq) + 1 OR min(seq) <> 0
+             UNION ALL
+             SELECT org, object, sfid, seq, 0 FROM (
+               SELECT *, lag(at) OVER (PARTITION BY org, object, sfid ORDER BY seq) AS before FROM afterimage.changes) c
+             WHERE at < before",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert!(broken.is_empty(), "version numbers with holes, or times that fall: {broken:?}");
+    let nobodys = sink
+        .query(
+            "SELECT rid FROM afterimage.delta d WHERE NOT EXISTS (SELECT FROM afterimage.keyframe k WHERE k.rid = d.rid AND k.kf = d.kf)
+             UNION ALL
+             SELECT rid FROM afterimage.keyframe k WHERE NOT EXISTS (SELECT FROM afterimage.record r WHERE r.rid = k.rid)",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert!(nobodys.is_empty(), "rows without a chain or a record: {nobodys:?}");
+}
+
+/// The counts of one outcome, over all partitions.
+pub async fn outcome(sink: &Client, outcome: &str) -> i64 {
+    let query = "SELECT coalesce(sum(events), 0)::bigint FROM afterimage.outcomes WHERE outcome = $1";
+    sink.query_one(query, &[&outcome]).await.unwrap().get(0)
+}
+
+/// One version as the public view shows it, in a form to compare.
+pub type Entry = (String, i32, String, serde_json::Value, i32, i64);
+
+/// The whole history of an object, by record and number: (sfid, seq, op, changes, partition, offset).
+pub async fn history(sink: &Client, org: &str, object: &str) -> Vec<Entry> {
+    let rows = sink
+        .query(
+            "SELECT sfid, seq, op, changes, partition, \"offset\" FROM afterimage.changes
+             WHERE org = $1 AND object = $2 ORDER BY sfid COLLATE \"C\", seq",
+            &[&org, &object],
+        )
+        .await
+        .unwrap();
+    rows.iter().map(|r| (r.get(0), r.get(1), r.get(2), r.get(3), r.get(4), r.get(5))).collect()
+}
+
+/// Compares histories and shows the first difference only.
+pub fn assert_same(found: &[Entry], wanted: &[Entry]) {
+    if let Some(n) = (0..found.len().max(wanted.len())).find(|n| found.get(*n) != wanted.get(*n)) {
+        panic!(
+            "entry {n} of {} found and {} wanted:\n found {:?}\nwanted {:?}",
+            found.len(),
+            wanted.len(),
+            found.get(n),
+            wanted.get(n)
+        );
+    }
+}

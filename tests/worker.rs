@@ -1,0 +1,470 @@
+//! The program as a whole, without a JVM: `afterimage` as child processes on the embedded broker and a private
+//! PostgreSQL. What it writes is compared with what the test, which made the messages, knows must come out.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Output};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use afterimage::kafka::{EmbeddedBroker, Producer};
+use serde_json::{Value, json};
+use support::app::Deployment;
+use support::audit::{self, Ends, Entry, assert_conserved, assert_same, caught_up, held_up, history};
+use support::postgres::{Database, fresh_database};
+use tokio_postgres::Client;
+
+/// Part of every value of every record here: no log may hold it.
+const VALUE: &str = "Qz7-Confidential";
+
+/// A topic as a connector would fill it, and the history that must come of it.
+struct Stream {
+    topic: String,
+    producer: Producer,
+    next: Vec<i64>,
+    start: i64,
+    lsn: u64,
+    rows: BTreeMap<String, (u32, Value)>,
+    wanted: BTreeMap<String, Vec<Entry>>,
+}
+
+impl Stream {
+    fn new(broker: &EmbeddedBroker, topic: &str, partitions: i32) -> Stream {
+        broker.create_topic(topic, partitions).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64;
+        Stream {
+            topic: topic.into(),
+            producer: broker.producer().unwrap(),
+            next: vec![0; partitions as usize],
+            start: now - 3_600_000_000,
+            lsn: 1_000,
+            rows: BTreeMap::new(),
+            wanted: BTreeMap::new(),
+        }
+    }
+
+    /// Writes any message; gives its offset.
+    fn send(&mut self, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>) -> i64 {
+        self.producer.send(&self.topic, Some(partition), key, value, None).unwrap();
+        let next = &mut self.next[partition as usize];
+        *next += 1;
+        *next - 1
+    }
+
+    fn event(&mut self, op: &str, key: &Value, after: Value) -> (i32, i64) {
+        self.lsn += 10;
+        let ts = self.start + self.lsn as i64 * 1_000;
+        let before = if op == "d" { key.clone() } else { Value::Null };
+        let value = json!({
+            "before": before, "after": after,
+            "source": {"version": "2.7.4.Final", "connector": "postgresql", "name": "calm", "ts_ms": ts / 1_000,
+                "ts_us": ts, "snapshot": "false", "db": "d", "sequence": null, "schema": "emea", "table": "t",
+                "txId": self.lsn, "lsn": self.lsn, "xmin": null},
+            "transaction": null, "op": op, "ts_ms": ts / 1_000,
+        });
+        let key = key.to_string();
+        let partition = (xxhash_rust::xxh3::xxh3_64(key.as_bytes()) % self.next.len() as u64) as i32;
+        let offset = self.send(partition, Some(key.as_bytes()), Some(value.to_string().as_bytes()));
+        (partition, offset)
+    }
+
+    /// An insert or update of a whole row, `identity` being what must name its record. `visible` are its fields.
+    fn upsert(&mut self, key: &Value, identity: &str, hidden: &Value, visible: Value) {
+        let known = self.rows.get(identity).cloned();
+        let mut after = visible.clone();
+        for (name, value) in hidden.as_object().unwrap() {
+            after[name] = value.clone();
+        }
+        let (partition, offset) = self.event(if known.is_some() { "u" } else { "c" }, key, after);
+        let old = known.as_ref().map(|(_, row)| row);
+        let changes: serde_json::Map<String, Value> = visible
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(name, value)| old.map_or(!value.is_null(), |old| old[*name] != **value))
+            .map(|(name, value)| (name.clone(), json!([old.map_or(Value::Null, |old| old[name].clone()), value])))
+            .collect();
+        let seq = known.as_ref().map_or(0, |(seq, _)| seq + 1);
+        if changes.is_empty() {
+            return;
+        }
+        let op = if seq == 0 { "create" } else { "update" };
+        self.rows.insert(identity.into(), (seq, visible));
+        self.want(identity, seq, op, changes.into(), partition, offset);
+    }
+
+    fn delete(&mut self, key: &Value, identity: &str) {
+        let (partition, offset) = self.event("d", key, Value::Null);
+        self.send(partition, Some(key.to_string().as_bytes()), None);
+        let (seq, _) = self.rows.remove(identity).unwrap();
+        self.want(identity, seq + 1, "delete", json!({}), partition, offset);
+    }
+
+    fn want(&mut self, identity: &str, seq: u32, op: &str, changes: Value, partition: i32, offset: i64) {
+        let entry = (identity.to_string(), seq as i32, op.to_string(), changes, partition, offset);
+        self.wanted.entry(identity.into()).or_default().push(entry);
+    }
+
+    /// Rounds of creates, edits, repeats and touches of some Connect records.
+    fn rounds(&mut self, records: u32, rounds: std::ops::Range<u32>) {
+        for round in rounds {
+            for n in 1..=records {
+                let sfid = sfid(n);
+                // Each third write repeats the one before; each fifth only moves the stamp.
+                let step = round - round % 3 / 2 - u32::from(round % 5 == 4);
+                let visible = json!({"name": format!("{VALUE} {n}"), "visits__c": step / 2, "active__c": step % 4 == 0,
+                    "notes__c": format!("{VALUE} {step} of {n}"), "empty__c": null});
+                let hidden = json!({"id": n, "sfid": sfid, "_hc_lastop": "SYNCED", "_hc_err": null,
+                    "systemmodstamp": 1_700_000_000_000_000_i64 + i64::from(round) * 1_000_000});
+                self.upsert(&json!({"id": n}), &sfid, &hidden, visible);
+            }
+            self.flush();
+        }
+    }
+
+    fn flush(&self) {
+        self.producer.flush(Duration::from_secs(60)).unwrap();
+    }
+
+    fn ends(&self) -> Ends {
+        let end = |(partition, next): (usize, &i64)| ((self.topic.clone(), partition as i32), *next);
+        self.next.iter().enumerate().map(end).collect()
+    }
+
+    fn wanted(&self) -> Vec<Entry> {
+        self.wanted.values().flatten().cloned().collect()
+    }
+}
+
+fn sfid(n: u32) -> String {
+    format!("001{n:012}AAA")
+}
+
+/// A broker, a sink with its schema, and a deployment on both that reads one org.
+async fn deployment(tables: &str) -> (EmbeddedBroker, Database, Deployment) {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let sink = fresh_database().await;
+    let org = format!("[[org]]\nname = \"emea\"\ntopics = [\"calm.emea.*\"]\n{tables}");
+    let deployment = Deployment::new(&broker.servers(), &sink, org).with("[log]\nlevel = \"debug\"");
+    deployment.migrate();
+    (broker, sink, deployment)
+}
+
+async fn assert_history(sink: &Client, stream: &Stream, object: &str) {
+    assert_same(&history(sink, "emea", object).await, &stream.wanted());
+    assert_conserved(sink, &stream.ends()).await;
+}
+
+fn assert_silent(log: &Path) {
+    let text = fs::read_to_string(log).unwrap();
+    assert!(text.len() > 100, "the log is there");
+    let said: Vec<&str> = text.lines().filter(|line| line.contains(VALUE)).collect();
+    assert!(said.is_empty(), "the log holds values: {said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_decoded_is_kept_and_the_partition_moves_on() {
+    let (broker, sink, deployment) = deployment("").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 2);
+    let junk: [(&[u8], &[u8], &str); 6] = [
+        (b"{\"id\":1}", b"\xff\xfe\x00 Qz7-Confidential", "not utf-8"),
+        (b"{\"id\":1}", b"Qz7-Confidential {", "not json"),
+        (b"{\"id\":1}", b"", "empty value"),
+        (b"{\"id\":1}", b"{\"Qz7-Confidential\":1}", "not an envelope"),
+        (b"{\"id\":", br#"{"before":null,"after":{"id":1,"sfid":"Qz7-Confidential"},"op":"c","source":{"ts_ms":1,"lsn":1,"table":"t","schema":"emea"}}"#, "bad key"),
+        (b"{\"id\":1}", br#"{"before":null,"after":{"id":1,"sfid":"Qz7-Confidential"},"op":"c","source":{"ts_ms":1,"lsn":1,"table":"t","schema":"emea"}}"#, "bad sfid"),
+    ];
+    stream.rounds(4, 0..3);
+    let mut wanted = Vec::new();
+    for (n, (key, value, reason)) in junk.iter().enumerate() {
+        let partition = n as i32 % 2;
+        let offset = stream.send(partition, Some(key), Some(value));
+        wanted.push((partition, offset, reason.to_string(), Some(key.to_vec()), Some(value.to_vec())));
+    }
+    stream.rounds(4, 3..6);
+    wanted.sort();
+
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    let query = "SELECT partition, \"offset\", reason, key, value FROM afterimage.dead_letters ORDER BY 1, 2";
+    let rows = client.query(query, &[]).await.unwrap();
+    let found: Vec<(i32, i64, String, Option<Vec<u8>>, Option<Vec<u8>>)> =
+        rows.iter().map(|r| (r.get(0), r.get(1), r.get(2), r.get(3), r.get(4))).collect();
+    assert!(found == wanted, "{:?}", found.iter().map(|f| (f.0, f.1, &f.2)).collect::<Vec<_>>());
+    assert_eq!(audit::outcome(&client, "dead_letter").await, 6);
+    assert_history(&client, &stream, "account").await;
+    let metrics = worker.metrics().await;
+    assert!(metrics.contains("afterimage_dead_letters_total{"), "{metrics}");
+    worker.stop();
+    assert_silent(worker.log_file());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_stage_counts_on_metrics_and_no_log_holds_a_value() {
+    let (broker, sink, deployment) = deployment("").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 2);
+    stream.rounds(10, 0..8);
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    assert_history(&client, &stream, "account").await;
+    let metrics = worker.metrics().await;
+    let value = |name: &str| -> f64 {
+        let lines = metrics.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+    };
+    let events = stream.next.iter().sum::<i64>() as f64;
+    assert_eq!(value("afterimage_messages_consumed_total"), events, "{metrics}");
+    assert_eq!(value("afterimage_events_decoded_total"), events, "{metrics}");
+    assert_eq!(value("afterimage_outcomes_total"), events, "{metrics}");
+    assert_eq!(value("afterimage_deltas_written_total"), stream.wanted().len() as f64, "{metrics}");
+    assert_eq!(value("afterimage_noops_dropped_total"), events - stream.wanted().len() as f64, "{metrics}");
+    assert_eq!(value("afterimage_position"), events, "{metrics}");
+    for stage in [
+        "afterimage_consumed_bytes_total",
+        "afterimage_image_lookups_total",
+        "afterimage_batch_events_count",
+        "afterimage_commits_total",
+        "afterimage_commit_duration_seconds_count",
+        "afterimage_claims_total",
+        "afterimage_read_through_duration_seconds_count",
+        "afterimage_state_operation_duration_seconds_count",
+    ] {
+        assert!(value(stage) > 0.0, "{stage} counts nothing:\n{metrics}");
+    }
+    assert!(!metrics.contains(VALUE));
+    worker.stop();
+    assert_silent(worker.log_file());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_in_the_middle_of_a_commit_finishes_it_and_nothing_is_lost_or_doubled() {
+    let (broker, sink, deployment) = deployment("").await;
+    let deployment = deployment.with("[commit]\nmax_rows = 100");
+    let mut stream = Stream::new(&broker, "calm.emea.account", 4);
+    stream.rounds(60, 0..80);
+    let client = sink.connect().await;
+    let mut second = sink.connect().await;
+
+    let gate = second.transaction().await.unwrap();
+    gate.batch_execute("LOCK TABLE afterimage.keyframe IN SHARE MODE").await.unwrap();
+    let mut worker = deployment.worker("one");
+    held_up(&client).await;
+    let ended = tokio::task::spawn_blocking(move || (worker.terminate(), worker));
+    // The signal is on its way or there; either way there is a commit to finish.
+    gate.rollback().await.unwrap();
+    let ((status, took), mut worker) = ended.await.unwrap();
+    assert!(status.success(), "{status}: {}", worker.log());
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    worker.wait_for_log("stopping").await;
+    let done: i64 = audit::positions(&client).await.values().sum();
+    assert!(done > 0, "what was in hand is committed");
+    assert!(done < stream.next.iter().sum(), "the worker was under load");
+
+    let mut worker = deployment.worker("one");
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    assert_history(&client, &stream, "account").await;
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_directory_that_is_lost_old_or_anothers_changes_no_history() {
+    let (broker, sink, deployment) = deployment("").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 3);
+    let client = sink.connect().await;
+    let dir = deployment.state_dir("one");
+    let aside = |name: &str| dir.with_file_name(name);
+    let mut round = 0;
+    let mut run = async |stream: &mut Stream| {
+        stream.rounds(20, round..round + 4);
+        round += 4;
+        let mut worker = deployment.worker("one");
+        caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+        worker.stop();
+        assert_history(&client, stream, "account").await;
+    };
+    run(&mut stream).await;
+    copy(&dir, &aside("old"));
+    run(&mut stream).await;
+
+    // Of the same sink, but from before the last run: its records are as they were then.
+    swap(&aside("old"), &dir);
+    run(&mut stream).await;
+
+    fs::remove_dir_all(&dir).unwrap();
+    run(&mut stream).await;
+
+    // Of another sink that read other rows of the same names, with the same numbers for everything.
+    let other = fresh_database().await;
+    let elsewhere = EmbeddedBroker::start(1).unwrap();
+    let mut strange = Stream::new(&elsewhere, "calm.emea.account", 3);
+    strange.rounds(20, 100..117);
+    let org = "[[org]]\nname = \"emea\"\ntopics = [\"calm.emea.*\"]\n";
+    let others = Deployment::new(&elsewhere.servers(), &other, org);
+    others.migrate();
+    let mut worker = others.worker("one");
+    caught_up(&other.connect().await, &strange.ends(), &mut [&mut worker]).await;
+    worker.stop();
+    fs::remove_dir_all(&dir).unwrap();
+    copy(&others.state_dir("one"), &dir);
+    run(&mut stream).await;
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target)
+        } else {
+            fs::copy(entry.path(), target).map(drop).unwrap()
+        }
+    }
+}
+
+fn swap(from: &Path, to: &Path) {
+    fs::remove_dir_all(to).unwrap();
+    fs::rename(from, to).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_not_connects_are_named_by_key_or_by_columns() {
+    let tables = "[[object]]\norg = \"emea\"\nname = \"orders\"\nidentity = [\"shop\", \"number\"]\n";
+    let (broker, sink, deployment) = deployment(tables).await;
+    let client = sink.connect().await;
+    // One key column, nothing declared.
+    let mut simple = Stream::new(&broker, "calm.emea.things", 2);
+    // Several key columns: the record is named by their texts, ordered by column name.
+    let mut composite = Stream::new(&broker, "calm.emea.pairs", 2);
+    // Declared columns that are not the key.
+    let mut declared = Stream::new(&broker, "calm.emea.orders", 2);
+    for round in 0..6 {
+        for n in 1..=5 {
+            let text = format!("{VALUE} {}", round / 2 + n);
+            simple.upsert(&json!({"id": n}), &n.to_string(), &json!({}), json!({"id": n, "text": text}));
+            let identity = format!("[\"{n}\",\"b\\\"c\"]");
+            let row = json!({"z": "b\"c", "a": n, "text": text});
+            composite.upsert(&json!({"z": "b\"c", "a": n}), &identity, &json!({}), row);
+            let row = json!({"id": n + 70, "number": n, "shop": "x", "text": text});
+            declared.upsert(&json!({"id": n + 70}), &format!("[\"{n}\",\"x\"]"), &json!({}), row);
+        }
+    }
+    simple.delete(&json!({"id": 2}), "2");
+    composite.delete(&json!({"z": "b\"c", "a": 3}), "[\"3\",\"b\\\"c\"]");
+    declared.delete(&json!({"id": 74}), "[\"4\",\"x\"]");
+    let mut ends = Ends::new();
+    for stream in [&simple, &composite, &declared] {
+        stream.flush();
+        ends.extend(stream.ends());
+    }
+    let mut worker = deployment.worker("one");
+    caught_up(&client, &ends, &mut [&mut worker]).await;
+    assert_same(&history(&client, "emea", "things").await, &simple.wanted());
+    assert_same(&history(&client, "emea", "pairs").await, &composite.wanted());
+    assert_same(&history(&client, "emea", "orders").await, &declared.wanted());
+    assert_conserved(&client, &ends).await;
+    let query = "SELECT name, identity FROM afterimage.object ORDER BY name";
+    let identities: Vec<(String, String)> =
+        client.query(query, &[]).await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
+    let wanted = [("orders", "[\"number\",\"shop\"]"), ("pairs", "key"), ("things", "key")];
+    assert_eq!(identities, wanted.map(|(name, identity)| (name.to_string(), identity.to_string())));
+    worker.stop();
+    assert_silent(worker.log_file());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_migrations_at_once_make_one_schema() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let sink = fresh_database().await;
+    let deployment = Deployment::new(&broker.servers(), &sink, "");
+    let client = sink.connect().await;
+    // Both stand before the same lock, and go at the same moment.
+    client.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(x'61667465726d6967'::bigint)").await.unwrap();
+    let both: Vec<Child> = (0..2).map(|_| deployment.spawn_migrate()).collect();
+    let watcher = sink.connect().await;
+    support::wait::wait_until("two migrations that wait", support::wait::LONG, async || {
+        let query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+        watcher.query_one(query, &[]).await.unwrap().get::<_, i64>(0) == 2
+    })
+    .await;
+    client.batch_execute("COMMIT").await.unwrap();
+    let outputs: Vec<Output> = both.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    let applied: usize = outputs.iter().map(|output| text(&output.stdout).matches("applied ").count()).sum();
+    for output in &outputs {
+        assert!(output.status.success(), "{output:?}");
+    }
+    let row = client.query_one("SELECT count(*), max(number) FROM afterimage.migration", &[]).await.unwrap();
+    let (rows, last): (i64, i32) = (row.get(0), row.get(1));
+    assert_eq!((rows, applied as i64), (i64::from(last), rows), "each applied once, by one of them: {outputs:?}");
+    assert!(deployment.migrate().contains("nothing to do"));
+}
+
+/// (exit code, stderr): what a person sees when a worker refuses to start.
+fn refusal(deployment: &Deployment) -> (Option<i32>, String) {
+    let output = deployment.run_to_end("refused");
+    (output.status.code(), text(&output.stderr))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[track_caller]
+fn assert_refused(deployment: &Deployment, code: i32, words: &[&str]) {
+    let (found, message) = refusal(deployment);
+    assert_eq!(found, Some(code), "{message}");
+    for word in words {
+        assert!(message.contains(word), "{word:?} is not said:\n{message}");
+    }
+    assert!(!message.contains("panicked"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_started_says_why_and_what_to_do() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    broker.create_topic("calm_one.salesforce.account", 1).unwrap();
+    broker.create_topic("calm_two.salesforce.account", 1).unwrap();
+    let sink = fresh_database().await;
+    let client = sink.connect().await;
+    let org = "[[org]]\nname = \"one\"\ntopics = [\"calm_one.salesforce.*\"]\n";
+    let good = Deployment::new(&broker.servers(), &sink, org);
+
+    assert_refused(&good, 3, &["no afterimage schema", "afterimage migrate"]);
+    good.migrate();
+    client.batch_execute("UPDATE afterimage.meta SET schema_version = schema_version - 1").await.unwrap();
+    assert_refused(&good, 3, &["afterimage migrate"]);
+    client.batch_execute("UPDATE afterimage.meta SET schema_version = 999").await.unwrap();
+    assert_refused(&good, 3, &["999", "upgrade afterimage"]);
+    client
+        .batch_execute("UPDATE afterimage.meta SET schema_version = (SELECT max(number) FROM afterimage.migration)")
+        .await
+        .unwrap();
+
+    let other = |tables: &str| Deployment::new(&broker.servers(), &sink, tables);
+    assert_refused(
+        &other("[[org]]\nname = \"one\"\ntopics = [\"calm_one.sales.*\"]\n"),
+        2,
+        &["calm_one.sales.*", "next:"],
+    );
+    assert_refused(&other(""), 2, &["calm_one.salesforce.account", "calm_two.salesforce.account", "[[org]]"]);
+    assert_refused(&other(&format!("{org}grase = 1\n")), 2, &["grase", "next:"]);
+
+    let nowhere = Database { url: "postgres://u:hunter2@127.0.0.1:1/nowhere".into(), name: sink.name.clone() };
+    let unreachable = Deployment::new(&broker.servers(), &nowhere, org);
+    assert_refused(&unreachable, 1, &["127.0.0.1:1"]);
+    assert!(!refusal(&unreachable).1.contains("hunter2"));
+    assert_refused(&Deployment::new("127.0.0.1:1", &sink, org), 1, &["kafka"]);
+
+    // A second deployment must not feed the same sink from the same topic.
+    let mut worker = good.worker("one");
+    worker.wait_for_log("claimed").await;
+    worker.stop();
+    let stranger = Deployment::new(&broker.servers(), &sink, org).group("afterimage.other");
+    assert_refused(&stranger, 4, &["calm_one.salesforce.account", good.group_name()]);
+    // Nor may a topic become another org's.
+    let renamed = other("[[org]]\nname = \"uno\"\ntopics = [\"calm_one.salesforce.*\"]\n");
+    assert_refused(&renamed, 4, &["one.account", "uno.account"]);
+}
