@@ -169,9 +169,7 @@ fn expect(versions: &[Version]) -> Vec<Expected> {
                 })
                 .collect();
             image.extend(v.fields.iter().cloned());
-            let of_image = |(no, value): (&FieldNo, &Value)| {
-                (visible(*no) && *value != Value::Null).then(|| (name(*no), shown(*no, value)))
-            };
+            let of_image = |(no, value): (&FieldNo, &Value)| visible(*no).then(|| (name(*no), shown(*no, value)));
             let user = match image.get(&USER) {
                 Some(Value::Text(user)) if !v.local && v.op != VersionOp::Delete => Some(user.to_string()),
                 _ => None,

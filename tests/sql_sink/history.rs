@@ -125,7 +125,7 @@ async fn values_have_their_types_form_and_fall_back_to_text() {
     let image: String = one(&client, "select image::text from afterimage.records").await;
     assert_eq!(
         image,
-        r#"{"name": "t", "due__c": "2026-02-30", "count__c": 12.5, "notes__c": {"$unknown": true}, "score__c": -0.00000015, "active__c": true, "amount__c": 12345678901234567890.10}"#
+        r#"{"name": "t", "due__c": "2026-02-30", "count__c": 12.5, "notes__c": {"$unknown": true}, "score__c": -0.00000015, "active__c": true, "amount__c": 12345678901234567890.10, "external_id__c": null}"#
     );
     let update = [(2, text("NaN")), (3, text("yes")), (8, text("")), (10, text("1e99999"))];
     story::record(&client, 1, "s", &[Version::new(VersionOp::Baseline, NEW_YEAR, &update)]).await;
@@ -166,7 +166,7 @@ async fn both_payload_forms_in_one_chain_fold_to_the_last_values() {
         (2, json!({"name": "b\u{1f}\u{3}", "notes__c": unknown, "external_id__c": "\"\\u0003"})),
         (3, json!({"name": "c", "notes__c": unknown, "external_id__c": unknown})),
         (4, json!({"name": "c", "notes__c": "\u{3}", "external_id__c": unknown})),
-        (5, json!({"name": "c", "external_id__c": "\"\\u0003\""})),
+        (5, json!({"name": "c", "notes__c": null, "external_id__c": "\"\\u0003\""})),
     ] {
         let sfid = format!("r{n}");
         story::record(&client, 1, &sfid, &versions[..n]).await;
