@@ -1,0 +1,13 @@
+//! Recorded and hand-made streams against what must come out of them.
+
+#[path = "support/memory.rs"]
+mod memory;
+#[path = "golden/truth.rs"]
+mod truth;
+#[path = "golden/worker.rs"]
+mod worker;
+
+#[path = "golden/recorded.rs"]
+mod recorded;
+#[path = "golden/streams.rs"]
+mod streams;
