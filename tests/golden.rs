@@ -9,5 +9,9 @@ mod worker;
 
 #[path = "golden/recorded.rs"]
 mod recorded;
+#[path = "golden/script.rs"]
+mod script;
 #[path = "golden/streams.rs"]
 mod streams;
+#[path = "golden/traces.rs"]
+mod traces;
