@@ -7,6 +7,8 @@ mod truth;
 #[path = "golden/worker.rs"]
 mod worker;
 
+#[path = "golden/edges.rs"]
+mod edges;
 #[path = "golden/recorded.rs"]
 mod recorded;
 #[path = "golden/script.rs"]

@@ -166,7 +166,11 @@ pub fn story(world: &World, sfid: &str) -> Vec<String> {
 }
 
 pub fn story_in(world: &World, org: &str, sfid: &str) -> Vec<String> {
-    let changes = world.sink.changes(org, "account", sfid);
+    story_of(world, org, "account", sfid)
+}
+
+pub fn story_of(world: &World, org: &str, object: &str, sfid: &str) -> Vec<String> {
+    let changes = world.sink.changes(org, object, sfid);
     let words = |change: &crate::memory::Change| {
         let fields: BTreeMap<&str, &str> = (change.fields.iter())
             .map(|(name, (_, new))| {

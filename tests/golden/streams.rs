@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use crate::memory::Change;
 use crate::recorded::{Origins, Piece, STREAMS, Stream, arranged, folder};
 use crate::truth;
-use crate::worker::{Log, Message, Plan, Restart, World};
+use crate::worker::{Message, Plan, Restart, World};
 
 type Export = Vec<(String, String, String, Change)>;
 
