@@ -54,18 +54,18 @@ enum Deed {
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
-    let any = any::<u8>;
+    let some = any::<u8>;
     prop_oneof![
-        4 => (0..RECORDS, any()).prop_map(|(record, value)| Deed::Insert(record, value)),
-        6 => (0..RECORDS, any::<bool>(), any()).prop_map(|(record, long, value)| Deed::Edit(record, long, value)),
+        4 => (0..RECORDS, some()).prop_map(|(record, value)| Deed::Insert(record, value)),
+        6 => (0..RECORDS, any::<bool>(), some()).prop_map(|(record, long, value)| Deed::Edit(record, long, value)),
         2 => (0..RECORDS).prop_map(Deed::Touch),
         2 => (0..RECORDS).prop_map(Deed::Same),
         3 => (0..RECORDS).prop_map(Deed::Delete),
-        2 => any().prop_map(Deed::Local),
-        1 => any().prop_map(Deed::EditLocal),
+        2 => some().prop_map(Deed::Local),
+        1 => some().prop_map(Deed::EditLocal),
         2 => Just(Deed::Name),
         1 => Just(Deed::Reload),
-        2 => any().prop_map(Deed::Truncate),
+        2 => some().prop_map(Deed::Truncate),
         1 => (0..RECORDS).prop_map(Deed::ChangeKey),
         1 => (0..RECORDS).prop_map(Deed::Read),
         1 => (0..2000u16).prop_map(Deed::Wait),
@@ -391,7 +391,9 @@ proptest! {
         let (again, origins) = renumbered(again);
         let world = read(&table.script, &again, Plan::slices(batch, Restart::Cold));
         prop_assert_eq!(once.sink.export(), with_old_offsets(world.sink.export(), &origins));
-        prop_assert_eq!(world.count(Counter::Stale), 0);
+        // A snapshot read says nothing of how far its partition is (protocol D10): the last one there may be taken for
+        // late when it comes again. It is kept, and changes nothing.
+        prop_assert!(world.sink.late.values().all(|late| late.op == 'r'));
         table.compare(&world)?;
     }
 }
