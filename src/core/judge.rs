@@ -285,7 +285,7 @@ impl Judge<'_> {
     fn take_pending(&mut self, arrival: &Arrival<'_>, op: Op) -> Vec<PendingRow> {
         let number = self.batch.number();
         let slot = self.overlay.key_mut(&arrival.event.key);
-        if slot.pending.is_empty() {
+        if slot.pending.is_empty() || comes_before(arrival, &slot.pending) {
             return Vec::new();
         }
         let waiting = std::mem::take(&mut slot.pending);
@@ -503,7 +503,7 @@ impl Judge<'_> {
             self.need_record(&owner)?;
             return self.delete_of_owner(arrival, &owner);
         }
-        if !slot.pending.is_empty() {
+        if !slot.pending.is_empty() && !comes_before(arrival, &slot.pending) {
             self.take_pending(arrival, Op::Delete);
             return Ok(Counter::Pending);
         }
@@ -883,6 +883,13 @@ fn last<'r>(record: &'r Record, me: PositionId, key: &str) -> Last<'r> {
             Last { lsn: head.lsn, ts: head.ts(), delete, key, home, key_current }
         }
     }
+}
+
+/// An event delivered again from before the row that waits under its key now: ids restarted in between, it speaks of
+/// another row.
+fn comes_before(arrival: &Arrival<'_>, waiting: &[PendingRow]) -> bool {
+    let lsn = arrival.event.lsn;
+    arrival.passed && lsn != 0 && waiting.first().is_some_and(|insert| lsn < insert.lsn)
 }
 
 fn fill_placeholders(fields: &mut [(FieldNo, Value)], known: &[(FieldNo, Value)]) {

@@ -405,6 +405,28 @@ fn a_waiting_row_is_taken_by_its_id_also_when_that_comes_late() {
     });
 }
 
+#[test]
+fn what_is_delivered_again_leaves_a_newer_waiting_row_alone() {
+    let mut script = Script::new();
+    let row = |name: &str| json!({"sfid": Y, "name": name, "notes__c": "y"});
+    script.insert(0, 3, row("A"));
+    script.update(0, 3, row("B"));
+    script.delete(0, 3);
+    // Ids restart: key 3 belongs to a row that has no record id yet.
+    script.insert(0, 3, waiting("C", "long"));
+    for at in 0..4 {
+        script.again(at);
+    }
+    let mut named = waiting("C", UNTOUCHED);
+    named["sfid"] = json!(X);
+    script.update(0, 3, named);
+    script.each_way(|world, how| {
+        assert_eq!(story(world, X), ["create name=C notes__c=long"], "{how}");
+        assert_eq!(story(world, Y), ["create name=A notes__c=y", "update name=B", "delete"], "{how}");
+        assert!(world.sink.pending.is_empty(), "{how}");
+    });
+}
+
 // ---- content ------------------------------------------------------------------------------------------------
 
 #[test]
