@@ -397,3 +397,40 @@ proptest! {
         table.compare(&world)?;
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn partitions_that_lag_cost_no_last_image_and_no_event(
+        deeds in prop::collection::vec(deed(), 1..60), turns in prop::collection::vec(0..PARTITIONS, 1..40),
+        batch in 1usize..9,
+    ) {
+        let table = Table::after_deeds(&deeds);
+        let messages = lagging(&table.messages(), &turns);
+        let world = read(&table.script, &messages, Plan::slices(batch, Restart::Cold));
+        let merged = read(&table.script, &table.messages(), Plan::WHOLE);
+        for (sfid, told) in &table.told {
+            if told.versions == 0 || world.sink.late.values().any(|late| world.sink.records[&late.rid].sfid == *sfid) {
+                continue;
+            }
+            let image = world.sink.image("emea", "account", sfid);
+            prop_assert_eq!(image, merged.sink.image("emea", "account", sfid), "{}", sfid);
+        }
+    }
+}
+
+/// Partitions read in turns of a few messages, each in its own order.
+fn lagging(messages: &[Message], turns: &[i64]) -> Vec<Message> {
+    let mut left = messages.to_vec();
+    let mut out = Vec::new();
+    for turn in turns {
+        for _ in 0..3 {
+            if let Some(at) = left.iter().position(|message| i64::from(message.partition) == *turn) {
+                out.push(left.remove(at));
+            }
+        }
+    }
+    out.extend(left);
+    out
+}

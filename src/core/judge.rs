@@ -888,8 +888,8 @@ fn last<'r>(record: &'r Record, me: PositionId, key: &str) -> Last<'r> {
 /// An event delivered again from before the row that waits under its key now: ids restarted in between, it speaks of
 /// another row.
 fn comes_before(arrival: &Arrival<'_>, waiting: &[PendingRow]) -> bool {
-    let lsn = arrival.event.lsn;
-    arrival.passed && lsn != 0 && waiting.first().is_some_and(|insert| lsn < insert.lsn)
+    let place = (arrival.ts(), arrival.event.lsn);
+    arrival.passed && waiting.first().is_some_and(|insert| place < (Some(insert.at), insert.lsn))
 }
 
 fn fill_placeholders(fields: &mut [(FieldNo, Value)], known: &[(FieldNo, Value)]) {

@@ -410,11 +410,12 @@ fn what_is_delivered_again_leaves_a_newer_waiting_row_alone() {
     let mut script = Script::new();
     let row = |name: &str| json!({"sfid": Y, "name": name, "notes__c": "y"});
     script.insert(0, 3, row("A"));
+    script.snapshot(0, 3, row("A"));
     script.update(0, 3, row("B"));
     script.delete(0, 3);
     // Ids restart: key 3 belongs to a row that has no record id yet.
     script.insert(0, 3, waiting("C", "long"));
-    for at in 0..4 {
+    for at in 0..5 {
         script.again(at);
     }
     let mut named = waiting("C", UNTOUCHED);

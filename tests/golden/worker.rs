@@ -288,13 +288,8 @@ impl<'w> Worker<'w> {
     fn compare(&self, identity: &str, kept: &Record) {
         let mut read = self.sink.record(self.object_id, identity).expect("a committed record is in the sink");
         let mut kept = kept.clone();
-        // A deleted record needs its key for as long as `old_key` names it; nothing else needs one. Hashes are best
-        // effort and not in the sink.
-        let named =
-            kept.deleted_key.as_deref().is_some_and(|key| self.sink.names_old_key(self.object_id, key, kept.rid));
-        if !kept.is_deleted() || !named {
-            kept.deleted_key = read.deleted_key.clone();
-        }
+        // Nothing is decided by a deleted record's last key; hashes are best effort and not in the sink.
+        kept.deleted_key = read.deleted_key.clone();
         (read.status_hash, read.system_hash) = (kept.status_hash, kept.system_hash);
         assert_eq!(kept, read, "{identity}: kept and folded differ");
     }

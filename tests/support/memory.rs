@@ -285,11 +285,6 @@ impl MemorySink {
         }
     }
 
-    /// Whether `old_key` says that this record was the last under the key.
-    pub fn names_old_key(&self, object_id: i16, key: &str, rid: i32) -> bool {
-        self.old_keys.get(&(object_id, key.into())).is_some_and(|old| old.0 == rid)
-    }
-
     // ---- commit ---------------------------------------------------------------------------------------
 
     /// One commit: everything, or a panic that says what does not fit.
