@@ -251,7 +251,10 @@ impl Judge<'_> {
         if look_at_key {
             self.hold_key(arrival, identity, &event.key);
         }
-        if (!first_sight && !key_current) || foreign || decision == Verdict::JudgeReplaced {
+        // An insert under the key that the record holds: a TRUNCATE came between, and the ids restarted. What other
+        // partitions still have of the time between is older, although no version will tell.
+        let came_back = event.op == Op::Create && !first_sight;
+        if (!first_sight && !key_current) || came_back || foreign || decision == Verdict::JudgeReplaced {
             let floor = arrival.ts().map(|ts| Floor { lsn: event.lsn, ts: Some(ts) });
             let record = self.record(identity);
             record.home = Some(arrival.position_id);
