@@ -125,6 +125,10 @@ fn record(object: &ObjectFacts, row: &Row) -> Result<(Box<str>, Record), LookupE
         let n = d.get(1).map_or(0, |n| n & 63);
         fold.step(kf as u32 * CHAIN + u32::from(n), at.0, d).map_err(|error| stored(error.to_string()))?;
     }
+    if !record.is_deleted() {
+        // It lost its key to another row, or never had one: no delete was seen under what the query found.
+        record.deleted_key = None;
+    }
     Ok((identity.into(), record))
 }
 
