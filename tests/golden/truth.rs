@@ -273,7 +273,7 @@ fn last_image(record: &Truth, wanted: &[Json], sink: &MemorySink, snapshot: bool
         return;
     };
     let swept = wanted.last().is_some_and(|want| want["visible"] == "t_or_sweep");
-    if live != !record.last.is_null() && !swept {
+    if live == record.last.is_null() && !swept {
         tell(format!("live: {live}"));
     }
     let Some(last) = record.last.as_object() else { return };
