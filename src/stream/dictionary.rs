@@ -30,8 +30,13 @@ impl Dictionary {
         &self.facts
     }
 
-    /// Columns whose number, class or type the sink does not know yet.
-    pub fn unknown(&mut self, decoder: &Decoder, at: Option<Micros>) -> Vec<SeenField> {
+    /// Columns whose number, class or type the sink does not know yet. `first_seen(index)` is the source time of the
+    /// event that brought a column; it decides later what counts as a backfill.
+    pub fn unknown(
+        &mut self,
+        decoder: &Decoder,
+        first_seen: impl Fn(usize) -> Option<Micros>,
+    ) -> Vec<SeenField> {
         let columns = decoder.columns();
         for column in columns.iter().skip(self.known.len()) {
             let field = self.by_name.get(&*column.name);
@@ -40,8 +45,14 @@ impl Dictionary {
         columns
             .iter()
             .zip(&self.known)
-            .filter(|(column, known)| known.is_none_or(|known| (known.1, known.2) != (column.class, column.kind)))
-            .map(|(column, _)| SeenField { name: column.name.to_string(), class: column.class, kind: column.kind, at })
+            .enumerate()
+            .filter(|(_, (column, known))| known.is_none_or(|known| (known.1, known.2) != (column.class, column.kind)))
+            .map(|(index, (column, _))| SeenField {
+                name: column.name.to_string(),
+                class: column.class,
+                kind: column.kind,
+                at: first_seen(index),
+            })
             .collect()
     }
 

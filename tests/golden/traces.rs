@@ -315,6 +315,37 @@ fn a_log_that_falls_for_a_moment_is_no_other_source() {
 }
 
 #[test]
+fn a_record_registered_for_another_position_belongs_to_the_one_that_writes_it() {
+    // A batch of partition 1 registered it and was lost; partition 0 brings its first row that is committed.
+    let mut script = Script::new();
+    script.insert(0, 1, json!({"sfid": X, "name": "A"}));
+    for plan in every_way(2) {
+        let mut world = script.world();
+        let (source, object) = world.sink.source(TOPIC, "emea", "account");
+        let lost = world.sink.position(source, 1, 0);
+        world.sink.register(object, X, lost, "7");
+        world.read_in_order(TOPIC, &script.messages, plan);
+        let here = world.sink.position(source, 0, 0);
+        let row = &world.sink.records[&1];
+        assert_eq!((row.home, row.row_key.as_deref()), (Some(here), Some("1")), "{plan:?}");
+    }
+}
+
+#[test]
+fn a_number_written_otherwise_is_the_same_number() {
+    let mut script = Script::new();
+    for score in ["15.0", "15", "1.5e1", "16"] {
+        let score: serde_json::Value = serde_json::from_str(score).expect("a number");
+        script.update(0, 1, json!({"sfid": X, "score__c": score}));
+    }
+    for zero in ["0.0", "-0.0"] {
+        let zero: serde_json::Value = serde_json::from_str(zero).expect("a number");
+        script.update(0, 1, json!({"sfid": X, "score__c": zero}));
+    }
+    script.each_way(|world, how| assert_eq!(story(world, X).len(), 3, "{how}: {:?}", story(world, X)));
+}
+
+#[test]
 fn two_orgs_with_the_same_record_ids_stay_apart() {
     let (mut emea, mut apac) = (Script::of("demo.emea.account"), Script::of("demo.apac.account"));
     emea.insert(0, 1, json!({"sfid": X, "name": "A"}));

@@ -80,8 +80,8 @@ pub struct ObjectRow {
     pub fields: Vec<Field>,
 }
 
-/// The record that lost a key, with LSN and time of the event by which it did.
-pub type LostKey = (i32, u64, Option<Micros>);
+/// A row of `old_key`: record, LSN and source time of the event by which it lost the key.
+type KeptKey = (i32, u64, Option<Micros>);
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -94,7 +94,7 @@ pub struct MemorySink {
     pub keyframes: BTreeMap<(i32, i32), (Micros, Vec<u8>)>,
     pub deltas: BTreeMap<(i32, i32, u8), (Micros, Vec<u8>)>,
     pub pending: BTreeMap<(i16, Box<str>), Vec<PendingRow>>,
-    pub old_keys: BTreeMap<(i16, Box<str>), LostKey>,
+    pub old_keys: BTreeMap<(i16, Box<str>), KeptKey>,
     pub late: BTreeMap<(PositionId, i64, i32), LateEvent>,
     pub dead: BTreeMap<(PositionId, i64), DeadLetter>,
 }
