@@ -12,7 +12,7 @@ use super::group::{Ended, Group};
 use super::task::Waiting;
 use crate::core::batch::{DEAD_LETTER_BYTES, DeadLetter};
 use crate::core::decode::{DecodeError, Decoded, Envelope, Peek};
-use crate::core::event::{Event, Op};
+use crate::core::event::{Event, Micros, Op};
 use crate::core::judge::{Arrival, Judge, Need};
 use crate::core::position::{Counter, PositionId};
 use crate::kafka::Message;
@@ -42,16 +42,19 @@ impl Group {
     /// Judges a chunk into the open batch.
     pub(super) fn process(&mut self, chunk: Vec<(i32, Waiting)>) -> Result<(), Ended> {
         let mut arrived = Vec::with_capacity(chunk.len());
+        let mut new_columns: Vec<(usize, Option<Micros>)> = Vec::new();
         for (partition, waiting) in chunk {
             let Waiting { message, peeked } = waiting;
+            let before = self.parts.decoder.columns().len();
             let meaning = self.parts.decoder.decode(&peeked, message.key.as_deref(), message.payload.as_deref());
+            new_columns.extend((before..self.parts.decoder.columns().len()).map(|index| (index, peeked.ts())));
             let envelope = if let Peek::Row(envelope) = &peeked { Some(*envelope) } else { None };
             arrived.push(Arrived { partition, message, meaning, envelope });
         }
         self.count_events(&arrived);
         self.check_database(&arrived)?;
         let arrived = self.forget_passed(arrived)?;
-        self.note_fields(&arrived)?;
+        self.note_fields(&arrived, &new_columns)?;
         self.prefetch(&arrived)?;
         for one in &arrived {
             self.take(one)?;
@@ -145,8 +148,11 @@ impl Group {
 
     // ---- fields -----------------------------------------------------------------------------------------
 
-    fn note_fields(&mut self, arrived: &[Arrived]) -> Result<(), Ended> {
-        let at = arrived.iter().filter_map(|one| one.event()?.ts).min();
+    fn note_fields(&mut self, arrived: &[Arrived], new: &[(usize, Option<Micros>)]) -> Result<(), Ended> {
+        // Not the chunk's first time: history must not depend on where a chunk begins. A column that is not new here
+        // (its class or type changed, or an earlier chunk was cut off) is of the chunk.
+        let of_chunk = arrived.iter().filter_map(|one| one.event()?.ts).min();
+        let at = |index: usize| new.iter().find(|(new, _)| *new == index).map_or(of_chunk, |(_, ts)| *ts);
         let unknown = self.parts.dictionary.unknown(&self.parts.decoder, at);
         if !unknown.is_empty() {
             let object_id = self.parts.source.object_id;

@@ -32,11 +32,7 @@ impl Dictionary {
 
     /// Columns whose number, class or type the sink does not know yet. `first_seen(index)` is the source time of the
     /// event that brought a column; it decides later what counts as a backfill.
-    pub fn unknown(
-        &mut self,
-        decoder: &Decoder,
-        first_seen: impl Fn(usize) -> Option<Micros>,
-    ) -> Vec<SeenField> {
+    pub fn unknown(&mut self, decoder: &Decoder, first_seen: impl Fn(usize) -> Option<Micros>) -> Vec<SeenField> {
         let columns = decoder.columns();
         for column in columns.iter().skip(self.known.len()) {
             let field = self.by_name.get(&*column.name);
