@@ -4,88 +4,13 @@
 //! Values are drawn in SQL by a fixed seed, shown both as text (the wanted answer) and as raw numbers, from which
 //! the test builds the message as Debezium would.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+mod support;
 
 use afterimage::core::decode::{Decoded, Decoder, IdentityRule, TopicRules, peek};
 use afterimage::core::value::{Kind, Value};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use num_bigint::BigInt;
-
-const BIN: &str = "/usr/lib/postgresql/15/bin";
-
-/// A private server on a socket in its own directory, gone with this value.
-struct Server {
-    dir: tempfile::TempDir,
-    process: Child,
-}
-
-impl Server {
-    fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("afterimage-values").tempdir_in("/tmp").unwrap();
-        let data = dir.path().join("data");
-        if as_root() {
-            // initdb and postgres refuse root.
-            let status = Command::new("chown").args(["postgres", dir.path().to_str().unwrap()]).status().unwrap();
-            assert!(status.success());
-        }
-        let mut initdb = unprivileged("initdb");
-        initdb.args(["-A", "trust", "-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]).arg(&data);
-        let made = initdb.output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let mut postgres = unprivileged("postgres");
-        postgres.arg("-D").arg(&data).arg("-k").arg(dir.path());
-        postgres.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=5"]);
-        let log = std::fs::File::create(dir.path().join("log")).unwrap();
-        let process = postgres.stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        Self { dir, process }
-    }
-
-    async fn client(&self) -> tokio_postgres::Client {
-        let mut config = tokio_postgres::Config::new();
-        config.host_path(self.dir.path()).user("postgres").dbname("postgres");
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-        loop {
-            match config.connect(tokio_postgres::NoTls).await {
-                Ok((client, connection)) => {
-                    tokio::spawn(connection);
-                    return client;
-                }
-                Err(error) if std::time::Instant::now() > deadline => panic!("no server: {error}"),
-                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
-            }
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // SIGINT to the postmaster itself: as root, the child is `runuser`, which passes no SIGINT on.
-        let pid = std::fs::read_to_string(self.dir.path().join("data/postmaster.pid"));
-        if let Some(pid) = pid.ok().and_then(|text| text.lines().next().map(str::to_owned)) {
-            let _ = Command::new("kill").args(["-INT", &pid]).status();
-        } else {
-            let _ = self.process.kill();
-        }
-        let _ = self.process.wait();
-    }
-}
-
-fn as_root() -> bool {
-    Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.trim_ascii() == b"0")
-}
-
-fn unprivileged(program: &str) -> Command {
-    let path: PathBuf = Path::new(BIN).join(program);
-    if as_root() {
-        let mut command = Command::new("runuser");
-        command.args(["-u", "postgres", "--"]).arg(path);
-        command
-    } else {
-        Command::new(path)
-    }
-}
 
 /// Decodes a row with one column `v` and gives its canonical text.
 fn decoded(schema: Option<&str>, kind: Option<Kind>, json: &str) -> String {
@@ -142,8 +67,7 @@ fn base64_decimal(digits: &str) -> String {
 
 #[tokio::test]
 async fn every_type_is_printed_as_postgres_prints_it() {
-    let server = Server::start();
-    let db = server.client().await;
+    let db = support::postgres::fresh_database().await.connect().await;
     db.batch_execute(
         "SET DateStyle=ISO; SET TimeZone='UTC'; SET IntervalStyle=postgres; SET bytea_output=hex;
          SET extra_float_digits=1; SELECT setseed(0.5)",

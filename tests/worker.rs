@@ -192,8 +192,8 @@ async fn what_cannot_be_decoded_is_kept_and_the_partition_moves_on() {
     caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
     let query = "SELECT partition, \"offset\", reason, key, value FROM afterimage.dead_letters ORDER BY 1, 2";
     let rows = client.query(query, &[]).await.unwrap();
-    let found: Vec<(i32, i64, String, Option<Vec<u8>>, Option<Vec<u8>>)> =
-        rows.iter().map(|r| (r.get(0), r.get(1), r.get(2), r.get(3), r.get(4))).collect();
+    type Letter = (i32, i64, String, Option<Vec<u8>>, Option<Vec<u8>>);
+    let found: Vec<Letter> = rows.iter().map(|r| (r.get(0), r.get(1), r.get(2), r.get(3), r.get(4))).collect();
     assert!(found == wanted, "{:?}", found.iter().map(|f| (f.0, f.1, &f.2)).collect::<Vec<_>>());
     assert_eq!(audit::outcome(&client, "dead_letter").await, 6);
     assert_history(&client, &stream, "account").await;

@@ -53,11 +53,12 @@ prop_compose! {
         modified_by in option::of(".*"),
         fields in fields(),
         (status_hash, system_hash) in any::<(u32, u32)>(),
+        deleted_key in option::of(".*"),
     ) -> v1::Record {
         let floor = floor.map(|(lsn, ts)| v1::Floor { lsn, ts });
         v1::Record {
             format: RECORD_FORMAT, rid, row_key, floor, head, prev, stamp, modified_by, fields, status_hash, system_hash,
-            deleted_key: None,
+            deleted_key,
         }
     }
 }
@@ -201,8 +202,9 @@ fn form_1_keeps_its_bytes() {
         ],
         status_hash: 0x0403_0201,
         system_hash: 0,
+        deleted_key: Some("9".into()),
     };
-    let version_tail = [0x18, 3, 0x20, 0, 0x28, 1, 0x30, 2, 0x38, 7, 0x40, 8, 0x48, 18];
+    let version_tail = [0x18, 3, 0x20, 0, 0x28, 1, 0x30, 1, 0x38, 7, 0x40, 8, 0x48, 18];
     let record_bytes = [
         &[0x08, 1, 0x10, 4, 0x1a, 4, b'9', b'0', b'0', b'1', 0x22, 4, 0x08, 6, 0x10, 0][..],
         &[0x2a, 18, 0x08, 65, 0x10, 4],
@@ -212,7 +214,7 @@ fn form_1_keeps_its_bytes() {
         &[0x38, 1, 0x42, 0],
         &[0x4a, 6, 0x08, 1, 0x12, 2, 0xc3, 0xa9, 0x4a, 4, 0x08, 2, 0x12, 0],
         &[0x4a, 4, 0x08, 3, 0x18, 1, 0x4a, 5, 0x08, 0xac, 0x02, 0x20, 1],
-        &[0x55, 1, 2, 3, 4],
+        &[0x55, 1, 2, 3, 4, 0x62, 1, b'9'],
     ]
     .concat();
     assert_eq!(encode_record(&mut record), record_bytes);

@@ -105,7 +105,7 @@ impl GlobalArgs {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// The processor: topics in, deltas and positions out. Scale by starting more.
+    /// The processor: Kafka topics in, deltas and positions out to Postgres. Scale by starting more.
     #[command(after_help = "\
 Examples:
   afterimage run                                     everything from Heroku's own variables
@@ -113,22 +113,26 @@ Examples:
   afterimage run --brokers 127.0.0.1:9092 --url postgres://me@localhost/history
 
 It stops on SIGTERM or Ctrl-C: finishes the batch in hand, commits, leaves the group, exits with 0.
-The sink needs its schema first: afterimage migrate.")]
+The sink needs its schema first: afterimage migrate.
+Several on one machine: each needs a --state-dir and a --metrics-listen of its own.")]
     Run(RunArgs),
-    /// Create or upgrade the sink's schema. Idempotent, and safe beside running workers.
+    /// Create or upgrade the schema in the sink, the database of the history. Idempotent, and safe beside running
+    /// workers.
     #[command(after_help = "\
 Examples:
   afterimage migrate                                 the database of DATABASE_URL
   afterimage migrate --url postgres://me@localhost/history --json")]
     Migrate(MigrateArgs),
-    /// Everything on this machine, nothing to configure, nothing left behind.
+    /// See it work: everything on this machine, nothing to configure, nothing left behind.
     #[command(after_help = "\
 Examples:
   afterimage demo
   afterimage demo --events 20000 --seed 7
-  afterimage demo --keep                             stays up until Ctrl-C, to look around with psql")]
+  afterimage demo --keep                             stays up until Ctrl-C, to look around with psql
+
+It makes its own configuration: of the flags above, only --log-format and --log-level have an effect.")]
     Demo(DemoOptions),
-    /// The effective configuration.
+    /// Show the effective configuration.
     Config {
         /// What to do with it.
         #[command(subcommand)]

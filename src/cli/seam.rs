@@ -16,6 +16,10 @@ use crate::postgres::migrate::{self, MigrateError};
 use crate::postgres::registry::Declared;
 use crate::stream::{self, BatchLimits, RunError, RunSettings, TopicPlan};
 
+const SINK_HINT: &str =
+    "check the address, that the server is up, and sslmode: `afterimage config show` prints what is used";
+const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
+
 /// Runs a worker until SIGTERM or SIGINT.
 pub(super) async fn run(config: Config) -> Result<(), Failure> {
     let kafka = kafka_settings(config.kafka()?, &config);
@@ -50,6 +54,10 @@ fn run_failure(error: RunError) -> Failure {
             Failure::new(Exit::Failed, "run", &error)
         }
         RunError::Registry(_) => Failure::new(Exit::Halted, "run", &error),
+        RunError::State { .. } => Failure::new(Exit::Failed, "run", &error)
+            .next("give every worker on a machine its own --state-dir; what is in it may be lost"),
+        RunError::Connect(_) => Failure::new(Exit::Failed, "run", &error).next(SINK_HINT),
+        RunError::Kafka(_) => Failure::new(Exit::Failed, "run", &error).next(BROKER_HINT),
         _ => Failure::new(Exit::Failed, "run", &error),
     }
 }
@@ -81,7 +89,8 @@ fn signals() -> Result<impl Future<Output = ()>, Failure> {
 /// Brings the sink's schema up.
 pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> {
     let sink = sink_settings(config.postgres()?, &config)?;
-    let mut client = sink.connect().await.map_err(|error| Failure::new(Exit::Failed, "migrate", error))?;
+    let mut client =
+        sink.connect().await.map_err(|error| Failure::new(Exit::Failed, "migrate", error).next(SINK_HINT))?;
     let report = migrate::migrate(&mut client).await.map_err(|error| schema_failure(&error))?;
     if args.json {
         let applied: Vec<_> =
@@ -89,8 +98,8 @@ pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Fai
         println!("{}", serde_json::json!({ "version": report.version, "applied": applied }));
         return Ok(());
     }
-    for (number, name) in &report.applied {
-        println!("applied {number:04} {name}");
+    for (_, name) in &report.applied {
+        println!("applied {name}");
     }
     if report.applied.is_empty() {
         println!("schema version {}: nothing to do", report.version);
@@ -157,7 +166,7 @@ fn kafka_settings(kafka: &KafkaSettings, config: &Config) -> kafka::KafkaSetting
 
 /// Asks the cluster for its topics and maps them to orgs and objects.
 async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<TopicPlan>, Failure> {
-    let failed = |error: kafka::KafkaError| Failure::new(Exit::Failed, "kafka", error);
+    let failed = |error: kafka::KafkaError| Failure::new(Exit::Failed, "kafka", error).next(BROKER_HINT);
     let settings = kafka.clone();
     let names = tokio::task::spawn_blocking(move || {
         let metadata = kafka::Metadata::connect(&settings)?;

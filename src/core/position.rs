@@ -86,12 +86,10 @@ pub struct Passed {
 }
 
 impl Passed {
-    /// Whether an event at this place in the source's order was delivered before.
+    /// Whether an event at this place in the source's order was delivered before. What has no LSN (a snapshot
+    /// read) comes before everything else of its time: delivered again, it is old and not late.
     pub fn covers(&self, ts: Option<i64>, lsn: u64) -> bool {
-        match ts {
-            Some(ts) if lsn != 0 => (ts, lsn) <= (self.ts, self.lsn),
-            _ => false,
-        }
+        ts.is_some_and(|ts| (ts, lsn) <= (self.ts, self.lsn))
     }
 
     /// Takes note of an event.
@@ -101,5 +99,27 @@ impl Passed {
         {
             *self = (*self).max(Passed { ts, lsn });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_passed_is_known_by_time_and_lsn() {
+        let mut passed = Passed::default();
+        passed.raise(Some(5), 10);
+        assert!(passed.covers(Some(5), 10) && passed.covers(Some(5), 9) && passed.covers(Some(4), 99));
+        assert!(!passed.covers(Some(5), 11) && !passed.covers(Some(6), 1) && !passed.covers(None, 1));
+    }
+
+    #[test]
+    fn a_snapshot_read_raises_nothing_but_is_old_behind_newer_events() {
+        let mut passed = Passed::default();
+        passed.raise(Some(5), 0);
+        assert!(!passed.covers(Some(5), 0), "nothing passed yet");
+        passed.raise(Some(6), 10);
+        assert!(passed.covers(Some(5), 0) && !passed.covers(Some(7), 0));
     }
 }

@@ -10,6 +10,7 @@ pub mod commit;
 pub mod lookup;
 pub mod migrate;
 pub mod registry;
+mod settle;
 mod wire;
 
 /// A connection to the sink, and what can go wrong on it: the driver's own types, under the sink's name.

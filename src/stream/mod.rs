@@ -147,10 +147,10 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     for (plan, source) in settings.topics.into_iter().zip(sources) {
         let fields = registry::fields(&client, source.object_id).await?;
         let mut decoder = Decoder::new(plan.rules);
-        if source.settled {
-            if let Some(identity) = ResolvedIdentity::from_sink(&source.identity) {
-                decoder.preset_identity(identity);
-            }
+        if source.settled
+            && let Some(identity) = ResolvedIdentity::from_sink(&source.identity)
+        {
+            decoder.preset_identity(identity);
         }
         decoder.restore_columns(fields.iter().map(|field| (field.name.as_str(), field.kind)));
         let facts = ObjectFacts {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use afterimage::kafka::{Consumer, ConsumerState, EmbeddedBroker, KafkaError, TopicPartition};
 
@@ -73,12 +73,7 @@ fn a_rewind_while_the_revoke_callback_waits_for_the_same_thread_takes_effect_aft
         let rewound = thread::spawn(move || consumer.rewind(&[(at(0), 10), (at(1), 10)])).join().unwrap();
         // Nothing may tell the group that the callback is done: the embedded broker needs 1 s to give the partition
         // to the other member.
-        let mut early = false;
-        let deadline = Instant::now() + Duration::from_secs(3);
-        while !early && Instant::now() < deadline {
-            early = !other.positions.lock().unwrap().is_empty();
-            thread::sleep(Duration::from_millis(10));
-        }
+        let early = crate::wait::happens_within(Duration::from_secs(3), || !other.positions.lock().unwrap().is_empty());
         written.lock().unwrap().push((open, rewound, early));
     }));
     let second = Worker::start(&single.settings, &[Arc::from("t")], &ledger, 0);

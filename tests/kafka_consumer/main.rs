@@ -4,3 +4,6 @@ mod asking;
 mod group;
 mod reading;
 mod support;
+#[path = "../support/wait.rs"]
+#[allow(dead_code)]
+mod wait;

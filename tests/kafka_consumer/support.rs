@@ -207,11 +207,7 @@ pub fn fill(producer: &Producer, topic: &str, partitions: i32, from: i64, count:
 
 /// Waits until `fact` holds.
 pub fn eventually(what: &str, mut fact: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !fact() {
-        assert!(Instant::now() < deadline, "never happened: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
+    crate::wait::wait_blocking(what, PATIENCE, || if fact() { Ok(()) } else { Err("not yet") });
 }
 
 /// Drains until there are `count` messages.

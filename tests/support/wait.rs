@@ -49,3 +49,15 @@ pub fn wait_blocking<T, E: Display>(what: &str, limit: Duration, mut look: impl 
         }
     }
 }
+
+/// Whether `fact` comes true within `limit`: for what must *not* happen, where only time can tell.
+pub fn happens_within(limit: Duration, mut fact: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while Instant::now() < deadline {
+        if fact() {
+            return true;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    false
+}

@@ -3,7 +3,7 @@
 //! One encoding serves every `d` column of the sink: `delta.d` (what one version changed), `keyframe.d`
 //! (every field observed so far), `pending.d` and `late_event.d` (the row of one event). SQL reads the same
 //! bytes (`afterimage.op`, `header`, `fields`, …), so this page and migration `0002` must agree byte for byte;
-//! `tests/sql_fold.rs` holds them together.
+//! `tests/sql_sink/fold.rs` holds them together.
 //!
 //! ```text
 //! 0      op (bits 0-2) | JSON payload (3) | local (4) | `at` adjusted (5) | no source time (6) | form (7) = 0

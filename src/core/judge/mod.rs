@@ -224,7 +224,10 @@ impl Judge<'_> {
         if look_at_key {
             self.hold_key(arrival, identity, &event.key);
         }
-        if (!first_sight && !key_current) || foreign || decision == Verdict::JudgeReplaced {
+        // An insert under the key that the record holds: a TRUNCATE came between, and the ids restarted. What other
+        // partitions still have of the time between is older, although no version will tell.
+        let came_back = event.op == Op::Create && !first_sight;
+        if (!first_sight && !key_current) || came_back || foreign || decision == Verdict::JudgeReplaced {
             let floor = arrival.ts().map(|ts| Floor { lsn: event.lsn, ts: Some(ts) });
             let record = self.record(identity);
             record.home = Some(arrival.position_id);
@@ -259,7 +262,7 @@ impl Judge<'_> {
     fn take_pending(&mut self, arrival: &Arrival<'_>, op: Op) -> Vec<PendingRow> {
         let number = self.batch.number();
         let slot = self.overlay.key_mut(&arrival.event.key);
-        if slot.pending.is_empty() {
+        if slot.pending.is_empty() || comes_before(arrival, &slot.pending) {
             return Vec::new();
         }
         let waiting = std::mem::take(&mut slot.pending);
@@ -331,7 +334,7 @@ impl Judge<'_> {
             self.need_record(&owner)?;
             return self.delete_of_owner(arrival, &owner);
         }
-        if !slot.pending.is_empty() {
+        if !slot.pending.is_empty() && !comes_before(arrival, &slot.pending) {
             self.take_pending(arrival, Op::Delete);
             return Ok(Counter::Pending);
         }
@@ -473,6 +476,13 @@ fn last<'r>(record: &'r Record, me: PositionId, key: &str) -> Last<'r> {
             Last { lsn: head.lsn, ts: head.ts(), delete, key, home, key_current }
         }
     }
+}
+
+/// An event delivered again from before the row that waits under its key now: ids restarted in between, it speaks of
+/// another row.
+fn comes_before(arrival: &Arrival<'_>, waiting: &[PendingRow]) -> bool {
+    let place = (arrival.ts(), arrival.event.lsn);
+    arrival.passed && waiting.first().is_some_and(|insert| place < (Some(insert.at), insert.lsn))
 }
 
 fn fill_placeholders(fields: &mut [(FieldNo, Value)], known: &[(FieldNo, Value)]) {

@@ -6,9 +6,8 @@
 --   worker   usage on schema afterimage; select, insert, update, delete on all its tables; usage on its
 --            sequences; execute on ensure_month(date) and refresh_object_views(smallint, boolean), both made
 --            `security definer` by the owner, for they create tables and views.
---   reader   usage on schema afterimage and on <org>_history; select on the views only, and execute on the
---            functions (PUBLIC has it by default); a reader who is to call image(), as_of() or object_as_of()
---            needs select on record, keyframe, delta, object, org, field too, for they run as the caller.
+--   reader   usage on schema afterimage and on <org>_history; select on all their tables and views: the views'
+--            functions run as the caller and read the tables below.
 -- With one role, as on Heroku, nothing needs to be granted.
 --
 -- No foreign keys on delta, keyframe and record.home: a parent row's lock for each row written would cost more

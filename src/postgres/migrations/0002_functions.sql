@@ -20,17 +20,24 @@ create function afterimage.is_local(d bytea) returns boolean language sql immuta
 return get_byte($1, 0) & 16 <> 0;
 comment on function afterimage.is_local(bytea) is 'Whether an application wrote the version before Salesforce had seen it.';
 
-create function afterimage.payload(d bytea) returns text language sql immutable parallel safe
+create function afterimage.payload(d bytea) returns text language sql stable parallel safe
 return convert_from(substr($1, get_byte($1, 2) + 1), 'UTF8');
 comment on function afterimage.payload(bytea) is 'The fields of a stored version as they stand: number, 0x1F, value, …; or JSON.';
 
-create function afterimage.fields(d bytea) returns jsonb language sql immutable parallel safe
+-- The unknown mark is a value of its own in the text form, so in the JSON of it `"\u0003"` is nothing else: a quote
+-- or a backslash within a value stands escaped there, and a value that contains the mark makes the payload JSON.
+create function afterimage.parse(payload text) returns jsonb language sql immutable parallel safe
+return case
+  when strpos($1, E'\x03') > 0
+    then replace(jsonb_object(string_to_array($1, E'\x1f', E'\x02'))::text, '"\u0003"', '{"$unknown": true}')::jsonb
+  else coalesce(jsonb_object(string_to_array(nullif($1, ''), E'\x1f', E'\x02')), '{}')
+end;
+comment on function afterimage.parse(text) is 'Payloads in text form, one or several joined by 0x1F, as JSON by field number; the last of equal numbers wins.';
+
+create function afterimage.fields(d bytea) returns jsonb language sql stable parallel safe
 return case
   when get_byte($1, 0) & 8 <> 0 then afterimage.payload($1)::jsonb
-  when strpos(afterimage.payload($1), E'\x03') > 0 then (
-    select jsonb_object_agg(e.key, case when e.value = E'\x03' then '{"$unknown": true}'::jsonb else to_jsonb(e.value) end)
-    from jsonb_each_text(jsonb_object(string_to_array(afterimage.payload($1), E'\x1f', E'\x02'))) e)
-  else coalesce(jsonb_object(string_to_array(nullif(afterimage.payload($1), ''), E'\x1f', E'\x02')), '{}')
+  else afterimage.parse(afterimage.payload($1))
 end;
 comment on function afterimage.fields(bytea) is 'The fields of a stored version by field number: text, null, or {"$unknown": true}.';
 
@@ -189,8 +196,9 @@ comment on function afterimage.as_timestamptz(text) is 'The text as timestamp wi
 
 create function afterimage.as_interval(v text) returns interval language sql stable parallel safe
 return case
-  when $1 ~ '^(-?\d{1,8} years?)?( ?[+-]?\d{1,2} mons?)?( ?[+-]?\d{1,9} days?)?( ?[+-]?\d{2,9}:[0-5]\d:[0-5]\d(\.\d{1,6})?)?$'
-    and $1 <> '' then $1::interval
+  when $1 <> ''
+    and $1 || ' ' ~ '^(-?\d{1,8} years? )?([+-]?\d{1,2} mons? )?([+-]?\d{1,9} days? )?([+-]?\d{2,9}:[0-5]\d:[0-5]\d(\.\d{1,6})? )?$'
+    then $1::interval
 end;
 comment on function afterimage.as_interval(text) is 'The text as interval; NULL if it is none.';
 
@@ -225,7 +233,7 @@ comment on function afterimage.type_name(text) is 'The type that a dictionary en
 
 -- Value forms of the public JSON: booleans and numbers as such, all else as PostgreSQL's text. What does not
 -- fit its type (an older declaration, a value like NaN) stays text.
-create function afterimage.typed(v jsonb, type text) returns jsonb language sql immutable parallel safe
+create function afterimage.typed(v jsonb, type text) returns jsonb language sql stable parallel safe
 return case
   when jsonb_typeof($1) <> 'string' then $1
   else case afterimage.type_name($2)
@@ -249,7 +257,7 @@ comment on function afterimage.text_of(jsonb, text) is 'The text of a field in a
 create function afterimage.salesforce_at(object_id smallint, at timestamptz, d bytea) returns timestamptz
 language sql stable parallel safe
 return case
-  when substr($3, 4, 4) <> '\x80000000'::bytea then afterimage.stamp($2, $3)
+  when afterimage.stamp($2, $3) is not null then afterimage.stamp($2, $3)
   else (
     select afterimage.as_timestamp(afterimage.text_of(afterimage.fields($3), f.field_no::text)) at time zone 'UTC'
     from afterimage.field f

@@ -6,7 +6,7 @@ select o.name as org, b.name as object, r.sfid,
   afterimage.seq(v.kf, v.d) as seq,
   afterimage.op(v.d) as op,
   v.at,
-  case when get_byte(v.d, 0) & 16 = 0 then afterimage.salesforce_at(r.object_id, v.at, v.d) end as salesforce_at,
+  case when get_byte(v.d, 0) & 16 = 0 then coalesce(afterimage.stamp(v.at, v.d), afterimage.salesforce_at(r.object_id, v.at, v.d)) end as salesforce_at,
   afterimage.recorded_at(v.at, v.d) as recorded_at,
   afterimage.changed_by(r.object_id, v.rid, v.kf, v.d) as changed_by,
   afterimage.change_set(r.object_id, v.rid, v.kf, v.d) as changes,
@@ -19,9 +19,11 @@ from afterimage.org o
 join afterimage.object b on b.org_id = o.org_id
 join afterimage.record r on r.object_id = b.object_id
 join (
-  select c.rid, c.kf, c.at, c.d from afterimage.delta c
+  select c.rid, c.kf, c.at, c.d, false as keyframe from afterimage.delta c
   union all
-  select k.rid, k.kf, k.at, k.d from afterimage.keyframe k where k.kf = 0) v on v.rid = r.rid;
+  select k.rid, k.kf, k.at, k.d, true from afterimage.keyframe k) v on v.rid = r.rid
+-- Not within the union: a branch with a condition of its own is not flattened, and then keyframe is scanned whole.
+where not v.keyframe or v.kf = 0;
 comment on view afterimage.changes is 'One row for each stored version of each record: what changed, when by three clocks, by whom, and which Kafka message brought it.';
 comment on column afterimage.changes.org is 'Org, as declared in the configuration.';
 comment on column afterimage.changes.object is 'Table name.';
@@ -89,7 +91,7 @@ comment on column afterimage.records.status is 'live or deleted.';
 comment on column afterimage.records.seq is 'Number of the last version, from 0.';
 comment on column afterimage.records.first_at is 'Valid-from of the first version.';
 comment on column afterimage.records.last_at is 'Valid-from of the last version.';
-comment on column afterimage.records.image is 'Visible fields that are not null, by name; of a deleted record as it was last. Value forms as in changes.';
+comment on column afterimage.records.image is 'Every visible field observed so far, by name, null where it is null; of a deleted record as it was last. Value forms as in changes.';
 
 create view afterimage.positions as
 select o.name as org, b.name as object, s.topic, p.partition, p.incarnation,
@@ -163,7 +165,7 @@ join afterimage.source s on s.source_id = p.source_id
 left join afterimage.record r on r.rid = l.rid
 left join afterimage.object b on b.object_id = coalesce(r.object_id, s.object_id)
 left join afterimage.org o on o.org_id = coalesce(b.org_id, s.org_id);
-comment on view afterimage.late_events is 'Events that arrived after newer ones of their record: kept, and put in their place later.';
+comment on view afterimage.late_events is 'Events that arrived after newer ones of their record: kept with their row, not part of the history.';
 comment on column afterimage.late_events.org is 'Org, as declared in the configuration.';
 comment on column afterimage.late_events.object is 'Table name.';
 comment on column afterimage.late_events.topic is 'Kafka topic.';

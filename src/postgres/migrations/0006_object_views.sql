@@ -7,9 +7,9 @@
 -- left out.
 --
 -- Fields that appear are appended by CREATE OR REPLACE. A changed type or a field that was excluded takes a new
--- view: the old one is dropped, unless something of the user's depends on it; then its columns stay as they
--- are (a value that does not fit shows NULL, an excluded field NULL throughout), new ones are appended,
--- and a warning says so.
+-- view: the old one is dropped, and the function with it, unless something of the user's depends on either; then
+-- the columns stay as they are (a value that does not fit shows NULL, an excluded field NULL throughout), new ones
+-- are appended, and a warning says so.
 
 create function afterimage.column_expression(field_no smallint, type text) returns text language sql immutable parallel safe
 return case
@@ -88,7 +88,7 @@ begin
         'What the version is: baseline, create, update, backfill, delete (shows the last image), undelete.'),
       (-4, null, '_at', 'timestamp with time zone', 'v.at', 'Valid from: source commit time.'),
       (-3, null, '_salesforce_at', 'timestamp with time zone',
-        'case when get_byte(v.d, 0) & 16 = 0 then afterimage.salesforce_at(r.object_id, v.at, v.d) end',
+        'case when get_byte(v.d, 0) & 16 = 0 then coalesce(afterimage.stamp(v.at, v.d), afterimage.salesforce_at(r.object_id, v.at, v.d)) end',
         'Salesforce''s own stamp; NULL on local writes and where the row had none.'),
       (-2, null, '_recorded_at', 'timestamp with time zone', 'afterimage.recorded_at(v.at, v.d)',
         'When afterimage wrote the version.'),
@@ -123,9 +123,10 @@ begin
 
   if have_view and (have_names <> want_names[:cardinality(have_names)] or have_types <> want_types[:cardinality(have_types)]) then
     begin
+      execute format('drop function if exists %I.%I(timestamptz)', ns, fn_name);
       execute format('drop view %I.%I', ns, view_name);
     exception when dependent_objects_still_exist then
-      raise warning 'afterimage: %.% is in use; its columns stay as they are, new ones are appended', ns, view_name;
+      raise warning 'afterimage: %.% is in use: its columns stay as they are, new ones are appended', ns, view_name;
       for i in 1 .. cardinality(have_names) loop
         j := array_position(want_names, have_names[i]);
         kept_exprs := kept_exprs || case
@@ -163,22 +164,12 @@ begin
     execute format('comment on column %I.%I.%I is %L', ns, view_name, want_names[i], want_notes[i]);
   end loop;
 
-  if have_fn then
-    begin
-      execute format('drop function %I.%I(timestamptz)', ns, fn_name);
-    exception when dependent_objects_still_exist then
-      raise warning 'afterimage: %.%(timestamptz) is in use and stays as it is', ns, fn_name;
-      return;
-    end;
-  end if;
-  -- A column may be called like any parameter, so the parameter has no name.
-  execute format('create function %I.%I(timestamptz) returns table (%s) language sql stable parallel safe begin atomic '
+  -- Rows of the view's type: a TABLE (…) would give sfid the default collation, and the index on it is C.
+  execute format('create or replace function %I.%I(timestamptz) returns setof %I.%I language sql stable parallel safe begin atomic '
       'select %s from afterimage.record r cross join lateral (select case when x.n < 0 then greatest(x.kf * 64 - 1, 0) '
       'else x.kf * 64 + x.n end as seq, x.at, x.d, x.f from afterimage.version_as_of(r.rid, $1) x offset 0) v '
       'where r.object_id = %s and get_byte(v.d, 0) & 7 <> 4; end',
-    ns, fn_name,
-    (select string_agg(format('%I %s', c.name, c.type), ', ' order by c.ord)
-     from unnest(want_names, want_types) with ordinality c(name, type, ord)),
+    ns, fn_name, ns, view_name,
     (select string_agg(format('(%s)::%s', c.expr, c.type), ', ' order by c.ord)
      from unnest(want_types, want_exprs) with ordinality c(type, expr, ord)),
     $1);

@@ -1,0 +1,466 @@
+//! One worker without Kafka and without Postgres: recorded messages in, batches into the memory twin of the sink.
+//!
+//! It goes the way of `src/stream`: peek, merge by source time, decode, note fields, look up, judge, seal, commit,
+//! keep records in a store, forget. It can be stopped and started anywhere, with its store or without.
+#![allow(dead_code)]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use afterimage::core::batch::{Advance, DeadLetter, OpenBatch, SealedBatch, StoredRecord};
+use afterimage::core::decode::{DecodeError, Decoded, Decoder, ResolvedIdentity, TopicRules};
+use afterimage::core::event::{Event, FieldNo, Micros, Op};
+use afterimage::core::judge::{Arrival, Judge, Need, ObjectFacts, SideHashes};
+use afterimage::core::overlay::Overlay;
+use afterimage::core::position::{Counter, Counters, Passed, PositionId};
+use afterimage::core::record::Record;
+use afterimage::core::value::Value;
+
+use crate::memory::MemorySink;
+
+/// A Kafka message.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+    /// Kafka's time, ms.
+    pub timestamp_ms: i64,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+}
+
+/// Messages by topic and partition, in the order of their offsets.
+pub type Log = BTreeMap<(String, i32), Vec<Message>>;
+
+/// What is configured for a topic.
+#[derive(Debug, Clone)]
+pub struct Topic {
+    pub name: String,
+    pub org: String,
+    pub object: String,
+    pub rules: TopicRules,
+    pub grace: Micros,
+    pub create_window: Micros,
+}
+
+impl Topic {
+    /// With the settings that a user gets who sets nothing.
+    pub fn new(name: &str, org: &str, object: &str) -> Self {
+        Topic {
+            name: name.into(),
+            org: org.into(),
+            object: object.into(),
+            rules: TopicRules::default(),
+            grace: 15 * 60 * 1_000_000,
+            create_window: 24 * 3_600 * 1_000_000,
+        }
+    }
+}
+
+/// What happens to the worker after a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// It goes on.
+    Never,
+    /// It is started again with its store.
+    Warm,
+    /// It is started again with nothing.
+    Cold,
+}
+
+/// How messages are cut into chunks and batches.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Messages looked up together.
+    pub chunk: usize,
+    /// Messages per commit.
+    pub batch: usize,
+    /// The next batch is built while this one is being committed.
+    pub pipelined: bool,
+    /// After each commit. What was open then is lost, as in a crash.
+    pub restart: Restart,
+}
+
+impl Plan {
+    /// All in one batch.
+    pub const WHOLE: Plan = Plan { chunk: 1_000, batch: usize::MAX, pipelined: false, restart: Restart::Never };
+
+    pub fn slices(batch: usize, restart: Restart) -> Self {
+        Plan { batch, restart, ..Plan::WHOLE }
+    }
+}
+
+type Store = HashMap<(PositionId, Box<str>), Record>;
+
+/// Sink, topics and stores.
+#[derive(Debug, Default)]
+pub struct World {
+    pub sink: MemorySink,
+    pub topics: BTreeMap<String, Topic>,
+    stores: BTreeMap<String, Store>,
+    /// Outcome of every message judged, in order; re-judged ones (after a crash) again.
+    pub outcomes: Vec<(String, i32, i64, Counter)>,
+}
+
+impl World {
+    pub fn new(topics: impl IntoIterator<Item = Topic>) -> Self {
+        let topics = topics.into_iter().map(|topic| (topic.name.clone(), topic)).collect();
+        World { topics, ..World::default() }
+    }
+
+    /// Reads everything that is new in the log, merged by source time, and checks the sink.
+    pub fn read(&mut self, log: &Log, plan: Plan) {
+        for name in self.topics.keys().cloned().collect::<Vec<_>>() {
+            let messages = merged(log.iter().filter(|((topic, _), _)| *topic == name).map(|(_, lane)| lane));
+            self.read_in_order(&name, &messages, plan);
+        }
+    }
+
+    /// Reads these messages of one topic in exactly this order.
+    pub fn read_in_order(&mut self, topic: &str, messages: &[Message], plan: Plan) {
+        let mut committed = 0;
+        while committed < messages.len() {
+            let store = self.stores.entry(topic.to_string()).or_default();
+            if plan.restart == Restart::Cold {
+                store.clear();
+            }
+            let mut worker = Worker::start(&self.topics[topic], &mut self.sink, store, &mut self.outcomes);
+            committed += worker.run(&messages[committed..], plan);
+            self.sink.check();
+        }
+    }
+
+    /// Forgets what the stores hold.
+    pub fn drop_stores(&mut self) {
+        self.stores.clear();
+    }
+
+    /// How often an outcome came.
+    pub fn count(&self, counter: Counter) -> i64 {
+        self.sink.count(counter)
+    }
+}
+
+/// Messages of several partitions as a worker takes them: by source commit time, LSN, deletes first; what has no time
+/// of its own follows its predecessor at once; within a partition Kafka's order stands.
+pub fn merged<'l>(lanes: impl Iterator<Item = &'l Vec<Message>>) -> Vec<Message> {
+    let mut lanes: Vec<_> = lanes
+        .map(|lane| {
+            let turns = lane.iter().map(|message| {
+                let peek = afterimage::core::decode::peek(message.key.as_deref(), message.value.as_deref());
+                peek.ts().map_or((i64::MIN, 0, false), |ts| (ts, peek.lsn(), !peek.is_delete()))
+            });
+            (turns.collect::<Vec<_>>(), lane, 0)
+        })
+        .collect();
+    let mut out = Vec::new();
+    loop {
+        let next = lanes.iter_mut().filter(|(turns, _, at)| *at < turns.len()).min_by_key(|(turns, _, at)| turns[*at]);
+        let Some((_, lane, at)) = next else { return out };
+        out.push(lane[*at].clone());
+        *at += 1;
+    }
+}
+
+struct Task {
+    position_id: PositionId,
+    read: i64,
+    passed: Passed,
+}
+
+struct Worker<'w> {
+    topic: &'w Topic,
+    sink: &'w mut MemorySink,
+    store: &'w mut Store,
+    outcomes: &'w mut Vec<(String, i32, i64, Counter)>,
+    source_id: i16,
+    object_id: i16,
+    decoder: Decoder,
+    revision: u64,
+    facts: ObjectFacts,
+    numbers: Vec<Option<FieldNo>>,
+    overlay: Overlay,
+    open: OpenBatch,
+    side: SideHashes,
+    tasks: BTreeMap<i32, Task>,
+    in_flight: Option<(SealedBatch, usize)>,
+}
+
+struct Arrived<'m> {
+    message: &'m Message,
+    meaning: Result<Decoded, DecodeError>,
+}
+
+impl Arrived<'_> {
+    fn event(&self) -> Option<&Event> {
+        match &self.meaning {
+            Ok(Decoded::Event(event)) => Some(event),
+            _ => None,
+        }
+    }
+}
+
+impl<'w> Worker<'w> {
+    fn start(
+        topic: &'w Topic,
+        sink: &'w mut MemorySink,
+        store: &'w mut Store,
+        outcomes: &'w mut Vec<(String, i32, i64, Counter)>,
+    ) -> Self {
+        let (source_id, object_id) = sink.source(&topic.name, &topic.org, &topic.object);
+        let mut decoder = Decoder::new(topic.rules.clone());
+        let object = sink.object(object_id);
+        if let Some(identity) = object.identity.as_deref().and_then(ResolvedIdentity::from_sink) {
+            decoder.preset_identity(identity);
+        }
+        decoder.restore_columns(object.fields.iter().map(|field| (field.name.as_str(), field.kind)));
+        let mut worker = Worker {
+            topic,
+            sink,
+            store,
+            outcomes,
+            source_id,
+            object_id,
+            revision: decoder.revision(),
+            decoder,
+            facts: ObjectFacts::default(),
+            numbers: Vec::new(),
+            overlay: Overlay::default(),
+            open: OpenBatch::new(1),
+            side: SideHashes::default(),
+            tasks: BTreeMap::new(),
+            in_flight: None,
+        };
+        worker.take_dictionary();
+        worker
+    }
+
+    /// Reads until all is committed, or until a restart is due; returns how many messages are committed.
+    fn run(&mut self, messages: &[Message], plan: Plan) -> usize {
+        let (mut taken, mut sealed, mut committed) = (0, 0, 0);
+        while taken < messages.len() {
+            let room = plan.batch - (taken - sealed);
+            let until = messages.len().min(taken.saturating_add(plan.chunk.min(room)));
+            self.process(&messages[taken..until]);
+            taken = until;
+            if taken - sealed < plan.batch && taken < messages.len() {
+                continue;
+            }
+            // Depth one: a batch is sent once the one before it is known to be committed.
+            committed += self.settle();
+            let (batch, events) = self.seal(taken - sealed);
+            self.in_flight = Some((batch, events));
+            sealed = taken;
+            if !plan.pipelined {
+                committed += self.settle();
+            }
+            if plan.restart != Restart::Never && committed > 0 {
+                return committed;
+            }
+        }
+        committed + self.settle()
+    }
+
+    fn seal(&mut self, events: usize) -> (SealedBatch, usize) {
+        let after = OpenBatch::new(self.open.number() + 1);
+        let open = std::mem::replace(&mut self.open, after);
+        (open.seal(&mut self.overlay, self.source_id, self.object_id), events)
+    }
+
+    /// Commits what is in flight.
+    fn settle(&mut self) -> usize {
+        let Some((batch, events)) = self.in_flight.take() else { return 0 };
+        self.sink.apply(&batch);
+        for StoredRecord { identity, record, left } in &batch.records {
+            if let Some(left) = left {
+                self.store.remove(&(*left, identity.clone()));
+            }
+            if let Some(home) = record.home {
+                self.store.insert((home, identity.clone()), record.clone());
+            }
+            self.compare(identity, record);
+        }
+        self.overlay.committed(batch.number);
+        events
+    }
+
+    /// What a batch leaves in the store is what a reader folds from the rows.
+    fn compare(&self, identity: &str, kept: &Record) {
+        let mut read = self.sink.record(self.object_id, identity).expect("a committed record is in the sink");
+        let mut kept = kept.clone();
+        // Nothing is decided by a deleted record's last key; hashes are best effort and not in the sink.
+        kept.deleted_key = read.deleted_key.clone();
+        (read.status_hash, read.system_hash) = (kept.status_hash, kept.system_hash);
+        assert_eq!(kept, read, "{identity}: kept and folded differ");
+    }
+
+    fn task(&mut self, message: &Message) -> &mut Task {
+        let position_id = self.sink.position(self.source_id, message.partition, message.offset);
+        let row = &self.sink.positions[&position_id];
+        self.tasks.entry(message.partition).or_insert(Task { position_id, read: row.next, passed: row.passed })
+    }
+
+    // ---- one chunk ------------------------------------------------------------------------------------
+
+    fn process(&mut self, messages: &[Message]) {
+        let mut arrived = Vec::with_capacity(messages.len());
+        for message in messages {
+            self.task(message);
+            let (key, value) = (message.key.as_deref(), message.value.as_deref());
+            let peek = self.decoder.peek(key, value);
+            let meaning = self.decoder.decode(&peek, key, value);
+            arrived.push(Arrived { message, meaning });
+            self.note_fields(&arrived[arrived.len() - 1]);
+        }
+        self.prefetch(&arrived);
+        for one in &arrived {
+            self.take(one);
+        }
+        self.overlay.forget_clean();
+    }
+
+    fn note_fields(&mut self, one: &Arrived<'_>) {
+        if self.decoder.revision() == self.revision && self.numbers.len() == self.decoder.columns().len() {
+            return;
+        }
+        self.revision = self.decoder.revision();
+        let at = one.event().and_then(|event| event.ts);
+        self.sink.object_mut(self.object_id).identity = self.decoder.identity().map(ResolvedIdentity::to_sink);
+        for column in self.decoder.columns() {
+            self.sink.note_field(self.object_id, &column.name, column.class, column.kind, at);
+        }
+        self.take_dictionary();
+    }
+
+    fn take_dictionary(&mut self) {
+        self.facts = self.sink.facts(self.object_id, self.topic.grace, self.topic.create_window);
+        let fields = &self.sink.object(self.object_id).fields;
+        let no = |name: &str| fields.iter().find(|field| field.name == name).map(|field| field.no);
+        self.numbers = self.decoder.columns().iter().map(|column| no(&column.name)).collect();
+    }
+
+    fn numbered(&self, event: &Event) -> Vec<(FieldNo, Value)> {
+        let mut fields: Vec<(FieldNo, Value)> = (event.row.values.iter())
+            .map(|(index, value)| (self.numbers[usize::from(*index)].expect("a noted column"), value.clone()))
+            .collect();
+        fields.sort_by_key(|(no, _)| *no);
+        fields
+    }
+
+    fn prefetch(&mut self, arrived: &[Arrived<'_>]) {
+        for one in arrived {
+            let Some(event) = one.event() else { continue };
+            if let Some(identity) = &event.identity {
+                let register = event.op != Op::Delete;
+                self.load_record(identity, self.tasks[&one.message.partition].position_id, &event.key, register);
+            }
+        }
+        let settled =
+            |event: &Event| {
+                event.identity.as_ref().and_then(|identity| self.overlay.record(identity)).is_some_and(|slot| {
+                    slot.record.head.is_some() && slot.record.row_key.as_deref() == Some(&event.key)
+                })
+            };
+        let keys: BTreeSet<Box<str>> =
+            arrived.iter().filter_map(Arrived::event).filter(|e| !settled(e)).map(|e| e.key.clone()).collect();
+        for key in keys {
+            self.load_key(&key);
+        }
+    }
+
+    fn load_record(&mut self, identity: &str, position_id: PositionId, key: &str, register: bool) {
+        if self.overlay.record(identity).is_some() {
+            return;
+        }
+        if let Some(record) = self.store.get(&(position_id, identity.into())) {
+            self.overlay.load_record(identity.into(), record.clone());
+            return;
+        }
+        if register {
+            self.sink.register(self.object_id, identity, position_id, key);
+        }
+        if let Some(record) = self.sink.record(self.object_id, identity) {
+            self.overlay.load_record(identity.into(), record);
+        }
+    }
+
+    fn load_key(&mut self, key: &str) {
+        if self.overlay.key(key).is_some() {
+            return;
+        }
+        let slot = self.sink.key(self.source_id, self.object_id, key);
+        let named: Vec<Box<str>> =
+            slot.owner.iter().cloned().chain(slot.old.as_ref().map(|old| old.identity.clone())).collect();
+        self.overlay.load_key(key.into(), slot);
+        for identity in named {
+            self.load_record(&identity, 0, "", false);
+        }
+    }
+
+    fn take(&mut self, one: &Arrived<'_>) {
+        let Message { partition, offset, timestamp_ms, .. } = *one.message;
+        let task = &self.tasks[&partition];
+        if offset < task.read {
+            return;
+        }
+        let (position_id, passed, read) = (task.position_id, task.passed, task.read);
+        let counters = Counters::default();
+        let start = Advance { position_id, epoch: 1, from: read, to: read, counters, last: None, passed };
+        let outcome = match &one.meaning {
+            Ok(Decoded::Event(event)) => {
+                self.open.advance(&start, offset, None);
+                let outcome = self.judge(one.message, event, position_id, passed.covers(event.ts, event.lsn));
+                self.open.count(position_id, outcome, 1);
+                outcome
+            }
+            Ok(Decoded::Tombstone) => self.passive(&start, offset, Counter::Tombstone),
+            Ok(Decoded::Ignored(_)) => self.passive(&start, offset, Counter::Ignored),
+            Err(error) => {
+                self.open.push_dead(DeadLetter {
+                    position_id,
+                    offset,
+                    reason: error.reason.as_str().into(),
+                    detail: error.detail.clone(),
+                    sfid: error.sfid.clone(),
+                    key: one.message.key.clone(),
+                    value: one.message.value.clone(),
+                    sha256: None,
+                });
+                self.passive(&start, offset, Counter::Dead)
+            }
+        };
+        self.outcomes.push((self.topic.name.clone(), partition, offset, outcome));
+        let task = self.tasks.get_mut(&partition).expect("made with the message");
+        task.read = offset + 1;
+        if let Some(event) = one.event() {
+            task.passed.raise(event.ts, event.lsn);
+        }
+        self.open.progress(position_id, (offset, Some(timestamp_ms), 0), task.passed);
+    }
+
+    fn passive(&mut self, start: &Advance, offset: i64, outcome: Counter) -> Counter {
+        self.open.advance(start, offset, Some(outcome));
+        outcome
+    }
+
+    fn judge(&mut self, message: &Message, event: &Event, position_id: PositionId, passed: bool) -> Counter {
+        loop {
+            let arrival = Arrival {
+                position_id,
+                offset: message.offset,
+                message_time: message.timestamp_ms * 1000,
+                // A clock that stands still a little after the message: nothing may depend on it.
+                now: (message.timestamp_ms + 500) * 1000,
+                passed,
+                event,
+                fields: self.numbered(event),
+            };
+            let (overlay, batch, side) = (&mut self.overlay, &mut self.open, &mut self.side);
+            match (Judge { object: &self.facts, overlay, batch, side }).judge(arrival) {
+                Ok(outcome) => return outcome,
+                Err(Need::Key(key)) => self.load_key(&key),
+                Err(Need::Record(identity)) => self.load_record(&identity, position_id, &event.key, true),
+            }
+        }
+    }
+}
