@@ -468,33 +468,34 @@ async fn a_record_that_is_taken_over_is_taken_from_its_donor_too() {
 async fn a_take_over_of_a_record_that_changed_meanwhile_is_judged_again() {
     let sink = Sink::new().await;
     let mut home = sink.hand(&[0]).await;
-    let mut lsn = 10;
-    let mut fresh = async |home: &mut Hand<'_>, n: u32| -> (String, u64) {
-        let identity = format!("X{n}");
-        home.write(0, &[create(&format!("1{n}"), &identity, lsn, "one"), delete(&format!("1{n}"), lsn + 1)]).await;
-        lsn += 1_000;
-        (identity, lsn)
-    };
-    for (n, what) in ["home", "floor", "head", "head by another version of the same number"].into_iter().enumerate() {
-        let n = n as u32;
-        let (identity, later) = fresh(&mut home, n).await;
+    let cases = ["home", "floor", "head", "head by another version of the same number"];
+    for (n, what) in (0..).zip(cases) {
+        let (identity, mine, theirs) = (format!("X{n}"), format!("1{n}"), format!("2{n}"));
+        let lsn = 1_000 * (n + 1);
+        home.write(0, &[create(&mine, &identity, lsn, "one")]).await;
+        if n == 3 {
+            home.write(0, &[delete(&mine, lsn + 1)]).await;
+        }
+        let arrives = create(&theirs, &identity, lsn + 500, "new");
         let mut taker = sink.hand(&[1]).await;
-        taker.judge(1, &create(&format!("2{n}"), &identity, later, "new")).await;
+        taker.judge(1, &arrives).await;
         let batch = taker.seal();
         assert!(batch.takes_over());
-        let old = format!("1{n}");
         match n {
-            0 => sink.hand(&[2]).await.write(2, &[create(&format!("3{n}"), &identity, later - 1, "new")]).await,
+            // Another row under the record's key takes the key, and the record with it; nothing else of it changes.
+            0 => sink.hand(&[2]).await.write(2, &[create(&mine, "Thief", lsn + 10, "x")]).await,
             1 => {
                 let floor = format!("UPDATE afterimage.record SET floor_lsn = 5 WHERE sfid = '{identity}'");
                 sink.watcher.batch_execute(&floor).await.unwrap();
             }
-            2 => home.write(0, &[create(&old, &identity, later - 500, "back")]).await,
+            2 => home.write(0, &[update(&mine, &identity, lsn + 10, "two")]).await,
             _ => {
-                // The delete is taken back, and another version takes its number.
-                let events = [create(&old, &identity, later - 500, "one"), update(&old, &identity, later - 400, "two")];
-                home.write(0, &events).await;
-                assert_eq!(sink.record(&identity).await.head.unwrap().seq, 1, "{what}");
+                // The delete is taken back, and another version takes its number. Without source times the floor stays.
+                let back = create(&mine, &identity, lsn + 10, "one");
+                let edit = update(&mine, &identity, lsn + 11, "two");
+                home.write(0, &[back, edit].map(|event| Event { ts: None, ..event })).await;
+                let record = sink.record(&identity).await;
+                assert_eq!((record.head.unwrap().seq, record.floor.lsn), (1, 0));
             }
         }
         let before = sink.rows().await;
@@ -502,7 +503,7 @@ async fn a_take_over_of_a_record_that_changed_meanwhile_is_judged_again() {
         assert_eq!(sink.rows().await, before, "{what}: nothing is written");
         // Judged against what is there now, it goes through.
         let mut taker = sink.hand(&[1]).await;
-        taker.write(1, &[create(&format!("2{n}"), &identity, later, "new")]).await;
+        taker.write(1, &[arrives]).await;
         assert_eq!(sink.record(&identity).await.home, Some(taker.positions[&1]), "{what}");
     }
 }

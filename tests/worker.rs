@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Output};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use afterimage::kafka::{EmbeddedBroker, Producer};
 use serde_json::{Value, json};
 use support::app::Deployment;
 use support::audit::{self, Ends, Entry, assert_conserved, assert_same, caught_up, held_up, history};
 use support::postgres::{Database, fresh_database};
+use support::wait::{LONG, wait_for, wait_until};
 use tokio_postgres::Client;
 
 /// Part of every value of every record here: no log may hold it.
@@ -202,6 +203,12 @@ async fn what_cannot_be_decoded_is_kept_and_the_partition_moves_on() {
     assert_silent(worker.log_file());
 }
 
+/// The sum of a metric over its labels.
+fn total(metrics: &str, name: &str) -> f64 {
+    let lines = metrics.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_stage_counts_on_metrics_and_no_log_holds_a_value() {
     let (broker, sink, deployment) = deployment("").await;
@@ -212,10 +219,7 @@ async fn every_stage_counts_on_metrics_and_no_log_holds_a_value() {
     caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
     assert_history(&client, &stream, "account").await;
     let metrics = worker.metrics().await;
-    let value = |name: &str| -> f64 {
-        let lines = metrics.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
-    };
+    let value = |name: &str| total(&metrics, name);
     let events = stream.next.iter().sum::<i64>() as f64;
     assert_eq!(value("afterimage_messages_consumed_total"), events, "{metrics}");
     assert_eq!(value("afterimage_events_decoded_total"), events, "{metrics}");
@@ -253,15 +257,22 @@ async fn sigterm_in_the_middle_of_a_commit_finishes_it_and_nothing_is_lost_or_do
     gate.batch_execute("LOCK TABLE afterimage.keyframe IN SHARE MODE").await.unwrap();
     let mut worker = deployment.worker("one");
     held_up(&client).await;
-    let ended = tokio::task::spawn_blocking(move || (worker.terminate(), worker));
-    // The signal is on its way or there; either way there is a commit to finish.
+    // And behind the commit that waits, more is judged.
+    let judged = wait_for("an open batch", LONG, async || {
+        let metrics = worker.metrics().await;
+        let judged = total(&metrics, "afterimage_events_decoded_total");
+        if judged > total(&metrics, "afterimage_batch_events_sum") { Ok(judged) } else { Err(judged) }
+    })
+    .await;
+    let since = Instant::now();
+    worker.ask_to_stop();
+    worker.wait_for_log("stopping").await;
     gate.rollback().await.unwrap();
-    let ((status, took), mut worker) = ended.await.unwrap();
+    let (status, took) = (worker.ended(), since.elapsed());
     assert!(status.success(), "{status}: {}", worker.log());
     assert!(took < Duration::from_secs(10), "{took:?}");
-    worker.wait_for_log("stopping").await;
     let done: i64 = audit::positions(&client).await.values().sum();
-    assert!(done > 0, "what was in hand is committed");
+    assert!(done as f64 >= judged, "what was in hand is committed: {done} of {judged}");
     assert!(done < stream.next.iter().sum(), "the worker was under load");
 
     let mut worker = deployment.worker("one");
@@ -385,7 +396,7 @@ async fn two_migrations_at_once_make_one_schema() {
     client.batch_execute("BEGIN; SELECT pg_advisory_xact_lock(x'61667465726d6967'::bigint)").await.unwrap();
     let both: Vec<Child> = (0..2).map(|_| deployment.spawn_migrate()).collect();
     let watcher = sink.connect().await;
-    support::wait::wait_until("two migrations that wait", support::wait::LONG, async || {
+    wait_until("two migrations that wait", LONG, async || {
         let query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
         watcher.query_one(query, &[]).await.unwrap().get::<_, i64>(0) == 2
     })

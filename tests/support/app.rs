@@ -6,7 +6,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use afterimage::demo::child::{self, LastSignal};
 
@@ -149,17 +148,24 @@ impl App {
         child.wait().unwrap();
     }
 
-    /// SIGTERM, and waits for the end: how it ended, and how long that took.
-    pub fn terminate(&mut self) -> (ExitStatus, Duration) {
+    /// Sends any signal.
+    pub fn signal(&self, signal: libc::c_int) {
+        child::signal(self.child.as_ref().expect("running"), signal).unwrap();
+    }
+
+    /// SIGTERM.
+    pub fn ask_to_stop(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    /// Waits for the end: how it ended.
+    pub fn ended(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("running");
-        let since = Instant::now();
-        child::signal(&child, libc::SIGTERM).unwrap();
-        let status = wait_blocking("the worker's end", LONG, || match child.try_wait() {
+        wait_blocking("the worker's end", LONG, || match child.try_wait() {
             Ok(Some(status)) => Ok(status),
             Ok(None) => Err(self.log()),
             Err(error) => Err(error.to_string()),
-        });
-        (status, since.elapsed())
+        })
     }
 
     /// Stops it in order.
@@ -167,7 +173,8 @@ impl App {
     /// # Panics
     /// When it does not exit with 0.
     pub fn stop(&mut self) {
-        let (status, _) = self.terminate();
+        self.ask_to_stop();
+        let status = self.ended();
         assert!(status.success(), "the worker ended with {status}:\n{}", self.log());
     }
 

@@ -143,7 +143,7 @@ BEGIN
 END $$;
 
 -- Heroku Connect reloads a table: all rows go and come back, in another order and under other ids, some of them
--- changed meanwhile; after a reload by DELETE one stays away.
+-- changed meanwhile, and some stay away. After a TRUNCATE nothing tells that they are gone, and others get their ids.
 CREATE PROCEDURE public.reload(o text, t text, by_truncate boolean) LANGUAGE plpgsql AS $$
 DECLARE
   names text;
@@ -151,7 +151,9 @@ BEGIN
   EXECUTE public.spell(o, t, 'CREATE TEMP TABLE kept AS SELECT * FROM @table');
   EXECUTE public.spell(o, t, CASE WHEN by_truncate THEN 'TRUNCATE @table RESTART IDENTITY' ELSE 'DELETE FROM @table' END);
   EXECUTE public.spell(o, t, 'UPDATE kept SET @word = ''while reloading'', systemmodstamp = public.stamp() WHERE sfid IN (SELECT sfid FROM kept ORDER BY md5(sfid) LIMIT 3)');
-  IF NOT by_truncate THEN
+  IF by_truncate THEN
+    DELETE FROM kept WHERE sfid IN (SELECT sfid FROM kept ORDER BY md5('gone' || sfid) LIMIT 6);
+  ELSE
     DELETE FROM kept WHERE sfid = (SELECT max(sfid) FROM kept);
   END IF;
   SELECT string_agg(quote_ident(attname), ', ') INTO names FROM pg_attribute
