@@ -144,6 +144,25 @@ impl Overlay {
         self.keys.insert(key, slot);
     }
 
+    /// Whether the key's owner, as looked up, holds it no more: another worker moved the record between two
+    /// questions. Then both are dropped, to be asked again; what a batch changed stays.
+    pub fn forget_if_moved(&mut self, key: &str) -> bool {
+        let Some(slot) = self.keys.get(key) else { return false };
+        let Some(owner) = slot.owner.clone() else { return false };
+        if slot.dirty.is_some() || slot.owner_dirty.is_some() {
+            return false;
+        }
+        let moved = self
+            .records
+            .get(&owner)
+            .is_some_and(|found| found.dirty.is_none() && found.record.row_key.as_deref() != Some(key));
+        if moved {
+            self.keys.remove(key);
+            self.records.remove(&owner);
+        }
+        moved
+    }
+
     /// Drops what no batch changed.
     pub fn forget_clean(&mut self) {
         self.records.retain(|_, slot| slot.dirty.is_some());

@@ -104,8 +104,9 @@ impl From<tokio_postgres::Error> for CommitError {
         } else if code.starts_with("08") || code.starts_with("57P0") || error.is_closed() {
             CommitError::Unknown(error)
         } else if *db.code() == SqlState::UNIQUE_VIOLATION {
-            // An append that exists already: someone else judged it. The position rows will say who is right.
-            CommitError::Rewind { reason: format!("already written: {}", db.message()), known: Committed::default() }
+            // An append that exists already: someone else judged it, or we did and never learned of it. Only the
+            // position rows tell, and only a claim may read them.
+            CommitError::Unknown(error)
         } else {
             CommitError::Refused(error)
         }

@@ -9,11 +9,11 @@ use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::group::{Ended, Group};
-use super::task::Waiting;
+use super::task::{Task, Waiting};
 use crate::core::batch::{DEAD_LETTER_BYTES, DeadLetter};
 use crate::core::decode::{DecodeError, Decoded, Envelope, Peek};
 use crate::core::event::{Event, Micros, Op};
-use crate::core::judge::{Arrival, Judge, Need};
+use crate::core::judge::{Arrival, Judge, Need, believable};
 use crate::core::position::{Counter, PositionId};
 use crate::kafka::Message;
 use crate::postgres::client::describe;
@@ -52,6 +52,12 @@ impl Group {
             arrived.push(Arrived { partition, message, meaning, envelope });
         }
         self.count_events(&arrived);
+        if self.dictionary_stale {
+            let object_id = self.parts.source.object_id;
+            let fields = self.ask(async |client| registry::fields(client, object_id).await)?;
+            self.parts.dictionary.take(fields);
+            self.dictionary_stale = false;
+        }
         self.check_database(&arrived)?;
         let arrived = self.forget_passed(arrived)?;
         self.note_fields(&arrived, &new_columns)?;
@@ -105,7 +111,7 @@ impl Group {
     /// Messages that were committed before this claim are not judged again; the image store may not know what they
     /// changed, so it forgets their records (D13). Returns the others.
     fn forget_passed(&mut self, arrived: Vec<Arrived>) -> Result<Vec<Arrived>, Ended> {
-        if self.tasks.values().all(|task| task.read >= task.catch_up_to) {
+        if self.tasks.values().all(Task::caught_up) {
             return Ok(arrived);
         }
         let mut gone: HashSet<(PositionId, Box<str>)> = HashSet::new();
@@ -114,6 +120,8 @@ impl Group {
         for one in arrived {
             let Some(task) = self.tasks.get_mut(&one.partition) else { continue };
             if one.message.offset >= task.catch_up_to {
+                // The range may have ended in offsets without a message.
+                task.read = task.read.max(task.catch_up_to);
                 rest.push(one);
                 continue;
             }
@@ -343,11 +351,18 @@ impl Group {
         Ok(())
     }
 
-    /// Loads keys from Postgres, with the records that they name.
+    /// Loads keys from Postgres, with the records that they name. Two questions see two moments: a record that moved
+    /// in between is asked for again.
     fn load_keys(&mut self, keys: &[&str]) -> Result<(), Ended> {
-        if keys.is_empty() {
-            return Ok(());
+        let mut left = keys.to_vec();
+        while !left.is_empty() {
+            self.load_keys_once(&left)?;
+            left.retain(|key| self.overlay.forget_if_moved(key));
         }
+        Ok(())
+    }
+
+    fn load_keys_once(&mut self, keys: &[&str]) -> Result<(), Ended> {
         let slots = self.lookup_keys(keys)?;
         let mut named: BTreeSet<Box<str>> = BTreeSet::new();
         for (key, slot) in slots {
@@ -372,14 +387,15 @@ impl Group {
             return Ok(());
         }
         let start = task.start();
-        let (position_id, passed) = (task.position_id, task.passed);
-        let outcome = match &one.meaning {
+        let position_id = task.position_id;
+        match &one.meaning {
             Ok(Decoded::Event(event)) => {
                 // The offset is taken into the range first: what judging counts belongs to it.
                 self.open.advance(&start, one.message.offset, None);
-                let outcome = self.judge(one, event, position_id, passed.covers(event.ts, event.lsn))?;
+                let ts = believable(event.ts, Group::now());
+                let passed = self.tasks.get_mut(&one.partition).is_some_and(|task| task.pass(ts, event.lsn));
+                let outcome = self.judge(one, event, position_id, passed)?;
                 self.open.count(position_id, outcome, 1);
-                outcome
             }
             Ok(Decoded::Tombstone) => self.passive(&start, one, Counter::Tombstone),
             Ok(Decoded::Ignored(_)) => self.passive(&start, one, Counter::Ignored),
@@ -387,26 +403,20 @@ impl Group {
                 let topic = self.parts.topic.to_string();
                 counter!(names::DEAD_LETTERS, "topic" => topic, "reason" => error.reason.as_str()).increment(1);
                 self.open.push_dead(dead_letter(position_id, &one.message, error));
-                self.passive(&start, one, Counter::Dead)
+                self.passive(&start, one, Counter::Dead);
             }
-        };
+        }
         let last = (one.message.offset, one.message.timestamp_ms, fingerprint(&one.message));
         if let Some(task) = self.tasks.get_mut(&one.partition) {
             task.read = one.message.offset + 1;
-            if let Some(event) = one.event()
-                && outcome != Counter::Dead
-            {
-                task.passed.raise(event.ts, event.lsn);
-            }
             let passed = task.passed;
             self.open.progress(position_id, last, passed);
         }
         Ok(())
     }
 
-    fn passive(&mut self, start: &crate::core::batch::Advance, one: &Arrived, outcome: Counter) -> Counter {
+    fn passive(&mut self, start: &crate::core::batch::Advance, one: &Arrived, outcome: Counter) {
         self.open.advance(start, one.message.offset, Some(outcome));
-        outcome
     }
 
     fn judge(&mut self, one: &Arrived, event: &Event, position_id: PositionId, passed: bool) -> Result<Counter, Ended> {

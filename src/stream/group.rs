@@ -35,7 +35,7 @@ use super::task::{Task, Waiting};
 use crate::core::batch::{OpenBatch, SealedBatch};
 use crate::core::decode::Decoder;
 use crate::core::event::Micros;
-use crate::core::judge::SideHashes;
+use crate::core::judge::{SideHashes, believable};
 use crate::core::overlay::Overlay;
 use crate::kafka::{Consumer, FaultKind, Inbox, Message, TopicPartition};
 use crate::postgres::client::SinkSettings;
@@ -138,6 +138,8 @@ pub struct Group {
     pub(super) resting: Vec<(Instant, TopicPartition)>,
     pub(super) stopping: bool,
     pub(super) views_stale: bool,
+    /// Another worker may have added fields since the dictionary was read.
+    pub(super) dictionary_stale: bool,
     pub(super) warned_types: bool,
     pub(super) messages: Vec<Message>,
     pub(super) postponed: Vec<Command>,
@@ -164,6 +166,7 @@ impl Group {
             resting: Vec::new(),
             stopping: false,
             views_stale: true,
+            dictionary_stale: true,
             warned_types: false,
             messages: Vec::new(),
             postponed: Vec::new(),
@@ -215,8 +218,23 @@ impl Group {
             for task in &tasks {
                 self.tasks.remove(&task.partition);
             }
-            self.in_flight = None;
+            let unknown = self.in_flight.is_some();
             self.rewind("a partition was claimed again");
+            if unknown {
+                self.claim_again("a partition was claimed again while a commit was in flight");
+            }
+        }
+        self.dictionary_stale = true;
+        // What was read of them before this was told went into tasks that are gone.
+        let ahead: Vec<(TopicPartition, i64)> = tasks
+            .iter()
+            .filter(|task| self.parts.inbox.progress(task.partition).is_some_and(|at| at.next != task.read))
+            .map(|task| (TopicPartition::new(Arc::clone(&self.parts.topic), task.partition), task.read))
+            .collect();
+        if !ahead.is_empty()
+            && let Err(error) = self.parts.consumer.rewind(&ahead)
+        {
+            tracing::warn!(topic = %self.parts.topic, %error, "some partitions were revoked while they were assigned");
         }
         for task in tasks {
             tracing::info!(
@@ -280,12 +298,13 @@ impl Group {
             tasks.get(&partition).map_or(0, |task| LANE.saturating_sub(task.lane.len()))
         });
         count_messages(&parts.topic, messages);
+        let now = Self::now();
         for message in messages.drain(..) {
             let Some(task) = tasks.get_mut(&message.partition) else { continue };
             task.delivered = true;
             task.left_behind = false;
             let peeked = parts.decoder.peek(message.key.as_deref(), message.payload.as_deref());
-            let turn = match peeked.ts() {
+            let turn = match believable(peeked.ts(), now) {
                 Some(ts) => Turn::new(Some(ts), peeked.lsn(), peeked.is_delete()),
                 None => Turn::AT_ONCE,
             };
@@ -368,6 +387,9 @@ impl Group {
                 self.opened = Some(Instant::now());
             }
             if self.process(chunk).is_err() {
+                // An event was cut off in the middle: its offset stands in the open batch, its outcome does not.
+                self.open = OpenBatch::new(self.open.number() + 1);
+                self.opened = None;
                 self.stopping = true;
             }
         }

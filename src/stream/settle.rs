@@ -94,7 +94,9 @@ impl Group {
             }
         }
         if !known.invalidated.is_empty() {
-            let marks: Vec<_> = self.tasks.values().map(|task| task.mark(self.parts.sink_id)).collect();
+            // A mark says that the store is level with the sink: not of one that still catches up.
+            let level = self.tasks.values().filter(|task| task.caught_up());
+            let marks: Vec<_> = level.map(|task| task.mark(self.parts.sink_id)).collect();
             let applied = self.parts.images.apply(self.parts.source.object_id, &[], &known.invalidated, marks);
             self.check_store(applied.map_err(|error| error.to_string()));
         }
@@ -127,7 +129,7 @@ impl Group {
         let marks: Vec<_> = self
             .tasks
             .values()
-            .filter(|task| moved.contains(&task.position_id))
+            .filter(|task| moved.contains(&task.position_id) && task.caught_up())
             .map(|task| task.mark(sink_id))
             .collect();
         let applied =
@@ -168,7 +170,7 @@ impl Group {
         for task in self.tasks.values_mut() {
             // A task that was still catching up has judged nothing, but what it passed is forgotten already.
             task.rewind();
-            offsets.push((TopicPartition::new(Arc::clone(&self.parts.topic), task.partition), task.next));
+            offsets.push((TopicPartition::new(Arc::clone(&self.parts.topic), task.partition), task.read));
         }
         if let Err(error) = self.parts.consumer.rewind(&offsets) {
             tracing::warn!(topic = %self.parts.topic, %error, "some partitions were revoked while rewinding");
@@ -208,6 +210,11 @@ impl Group {
         self.parts.consumer.release(&closed);
         let until = Instant::now() + REST;
         self.resting.extend(closed.into_iter().map(|partition| (until, partition)));
-        self.rewind("a task of this topic was closed");
+        if self.in_flight.is_some() {
+            // Its outcome would be dropped with it: only claiming again tells where the others stand.
+            self.claim_again("a task was closed while a commit was in flight");
+        } else {
+            self.rewind("a task of this topic was closed");
+        }
     }
 }

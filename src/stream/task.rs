@@ -6,6 +6,7 @@ use uuid::Uuid;
 use super::merge::Lane;
 use crate::core::batch::Advance;
 use crate::core::decode::Peek;
+use crate::core::event::{Lsn, Micros};
 use crate::core::position::{Counters, Passed, PositionId};
 use crate::kafka::Message;
 use crate::postgres::claim::Claim;
@@ -41,6 +42,9 @@ pub struct Task {
     pub read: i64,
     /// Greatest (source time, LSN) below `read`.
     pub passed: Passed,
+    /// Source time and LSN of the newest event, and whether it was passed before. Rows of one COPY share both, and
+    /// share this answer: the first of them must not make the others look delivered before.
+    pub newest: Option<(Option<Micros>, Lsn, bool)>,
     /// Messages below this offset were committed before this claim: they only tell what the image store
     /// must forget (protocol D13).
     pub catch_up_to: i64,
@@ -66,6 +70,7 @@ impl Task {
             committed_passed: claim.passed,
             read: start.min(claim.next),
             passed: claim.passed,
+            newest: None,
             catch_up_to: claim.next,
             lane: Lane::new(),
             delivered: false,
@@ -75,10 +80,31 @@ impl Task {
 
     /// Back to what is committed (rewind).
     pub fn rewind(&mut self) {
-        self.read = self.next;
+        // A task that still catches up has judged nothing: it goes on from where it is, or the image store would
+        // keep what the rest of the range touched.
+        if self.caught_up() {
+            self.read = self.next;
+        }
         self.passed = self.committed_passed;
+        self.newest = None;
         self.lane.clear();
         self.left_behind = false;
+    }
+
+    /// Whether this position passed the event before; takes note of it.
+    pub fn pass(&mut self, ts: Option<Micros>, lsn: Lsn) -> bool {
+        let before = match self.newest {
+            Some((newest_ts, newest_lsn, before)) if lsn != 0 && (newest_ts, newest_lsn) == (ts, lsn) => before,
+            _ => self.passed.covers(ts, lsn),
+        };
+        self.newest = Some((ts, lsn, before));
+        self.passed.raise(ts, lsn);
+        before
+    }
+
+    /// Whether the image store has forgotten everything that was committed before this claim.
+    pub fn caught_up(&self) -> bool {
+        self.read >= self.catch_up_to
     }
 
     /// Where a batch that starts with this task's next message begins.
@@ -109,5 +135,49 @@ impl Task {
             next: self.next,
             inval_seq: self.inval_seq,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(next: i64, start: i64) -> Task {
+        let claim = Claim {
+            position_id: 7,
+            source_id: 1,
+            partition: 0,
+            epoch: 3,
+            token: Uuid::nil(),
+            next,
+            inval_seq: 0,
+            oldest_inval_seq: None,
+            passed: Passed { ts: 100, lsn: 10 },
+            claims: Vec::new(),
+            gap: None,
+        };
+        Task::new(&claim, start)
+    }
+
+    #[test]
+    fn a_rewind_does_not_cut_catching_up_short() {
+        let mut behind = task(5000, 100);
+        behind.read = 700;
+        behind.rewind();
+        assert_eq!((behind.read, behind.caught_up()), (700, false));
+        behind.read = 5200;
+        behind.rewind();
+        assert_eq!(behind.read, 5000);
+    }
+
+    #[test]
+    fn rows_of_one_copy_share_the_answer_of_the_first() {
+        let mut task = task(0, 0);
+        assert!(!task.pass(Some(200), 20), "a first delivery");
+        assert!(!task.pass(Some(200), 20), "another row of the same record of the log");
+        assert!(!task.pass(Some(300), 30));
+        assert!(task.pass(Some(200), 20), "delivered again");
+        assert!(task.pass(Some(200), 20), "and its neighbour");
+        assert!(!task.pass(None, 5), "without a time nothing is known");
     }
 }

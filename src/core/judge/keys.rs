@@ -33,6 +33,9 @@ impl Judge<'_> {
     /// Another row arrived under a key that `victim` still owns: ids restarted. Its floor stays, since its own
     /// insert under a new id may have a lower LSN.
     pub(super) fn steal(&mut self, arrival: &Arrival<'_>, victim: &str, key: &str) {
+        if self.record(victim).row_key.as_deref() != Some(key) {
+            return;
+        }
         self.record(victim).home = Some(arrival.position_id);
         self.batch.touch(key_hash(self.object.object_id, victim));
         self.lose_key(arrival, victim, key);

@@ -26,6 +26,11 @@ const EARLIEST: Micros = 946_684_800_000_000;
 /// Source times this far ahead of our clock are not believed.
 const AHEAD: Micros = 86_400_000_000;
 
+/// A source time, unless it lies before 2000 or more than a day ahead of our clock.
+pub fn believable(ts: Option<Micros>, now: Micros) -> Option<Micros> {
+    ts.filter(|ts| *ts >= EARLIEST && *ts <= now.saturating_add(AHEAD))
+}
+
 /// One field as the object's dictionary knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FieldFact {
@@ -112,7 +117,7 @@ struct Travel<'a> {
 impl Arrival<'_> {
     /// Source time if it can be believed.
     fn ts(&self) -> Option<Micros> {
-        self.event.ts.filter(|ts| *ts >= EARLIEST && *ts <= self.now.saturating_add(AHEAD))
+        believable(self.event.ts, self.now)
     }
 
     /// Source time, else the message's, else ours.
