@@ -2,7 +2,10 @@
 //! the schema and the demo.
 
 use std::collections::BTreeMap;
+
 use std::time::Duration;
+
+use afterimage_state::StateError;
 
 use super::args::MigrateArgs;
 use super::failure::{Exit, Failure};
@@ -54,8 +57,10 @@ fn run_failure(error: RunError) -> Failure {
             Failure::new(Exit::Failed, "run", &error)
         }
         RunError::Registry(_) => Failure::new(Exit::Halted, "run", &error),
-        RunError::State { .. } => Failure::new(Exit::Failed, "run", &error)
+        RunError::State { source: StateError::Locked(_), .. } => Failure::new(Exit::Failed, "run", &error)
             .next("give every worker on a machine its own --state-dir; what is in it may be lost"),
+        RunError::State { .. } => Failure::new(Exit::Failed, "run", &error)
+            .next("point --state-dir at a directory that can be written; what is in it may be lost"),
         RunError::Connect(_) => Failure::new(Exit::Failed, "run", &error).next(SINK_HINT),
         RunError::Kafka(_) => Failure::new(Exit::Failed, "run", &error).next(BROKER_HINT),
         _ => Failure::new(Exit::Failed, "run", &error),

@@ -17,7 +17,13 @@ pub(super) fn run(config: Config, _args: RunArgs) -> Result<(), Failure> {
     let _metrics = telemetry::install(config.metrics.listen)
         .map_err(|error| Failure::new(Exit::Failed, "metrics", &error).next(error.next()))?;
     tracing::info!(worker = %config.worker.name, version = env!("CARGO_PKG_VERSION"), "afterimage starts");
-    runtime()?.block_on(seam::run(config))
+    let runtime = runtime()?;
+    let ended = runtime.block_on(seam::run(config));
+    if ended.is_err() {
+        // A topic's thread may still be waiting for the sink, on this runtime: it goes with the process.
+        std::mem::forget(runtime);
+    }
+    ended
 }
 
 /// `migrate`.

@@ -99,28 +99,41 @@ impl Metadata {
         if unknown.is_empty() { Ok(known) } else { Err(KafkaError::UnknownTopics(unknown)) }
     }
 
-    /// The watermarks of each partition, asked one after the other; `timeout` bounds them all together.
+    /// The watermarks of each partition, asked one after the other; `timeout` bounds them all together. A partition
+    /// that can't be asked is left out with a warning, so that it holds up no other.
     ///
     /// # Errors
-    /// [`KafkaError::Request`] names the partition that could not be asked.
+    /// [`KafkaError::Request`] when not one could be asked; it names the last.
     pub fn watermarks(
         &self,
         partitions: &[TopicPartition],
         timeout: Duration,
     ) -> Result<Vec<(TopicPartition, Watermarks)>, KafkaError> {
         let deadline = Instant::now() + timeout;
-        partitions
-            .iter()
-            .map(|of| {
-                // At least 1 ms: zero would mean "don't wait", and the error would say nothing.
-                let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-                let (low, high) = self
-                    .client
-                    .fetch_watermarks(&of.topic, of.partition, left)
-                    .map_err(|error| self.failed(&format!("asking for the watermarks of {of}"), error))?;
-                Ok((of.clone(), Watermarks { low, high }))
-            })
-            .collect()
+        // At least 1 ms: zero would mean "don't wait", and the error would say nothing.
+        let left = || deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        // The client remembers how many partitions a topic has: one that grew must be looked at again first.
+        let topics: BTreeSet<&str> = partitions.iter().map(|of| of.topic.as_ref()).collect();
+        for topic in topics {
+            if let Err(error) = self.client.fetch_metadata(Some(topic), left()) {
+                tracing::debug!(topic, %error, "metadata not refreshed");
+            }
+        }
+        let mut found = Vec::with_capacity(partitions.len());
+        let mut failure = None;
+        for of in partitions {
+            match self.client.fetch_watermarks(&of.topic, of.partition, left()) {
+                Ok((low, high)) => found.push((of.clone(), Watermarks { low, high })),
+                Err(error) => {
+                    tracing::warn!(partition = %of, %error, "its watermarks can't be asked for");
+                    failure = Some(self.failed(&format!("asking for the watermarks of {of}"), error));
+                }
+            }
+        }
+        match failure {
+            Some(failure) if found.is_empty() => Err(failure),
+            _ => Ok(found),
+        }
     }
 
     /// The cluster's id.

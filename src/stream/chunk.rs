@@ -231,6 +231,7 @@ impl Group {
                 match question(client).await {
                     Ok(answer) => Ok(Ok(answer)),
                     Err(error) => match error.into() {
+                        LookupError::Query(error) if is_lasting(&error) => Ok(Err(LookupError::Query(error))),
                         LookupError::Query(error) => Err(describe(&error)),
                         stored => Ok(Err(stored)),
                     },
@@ -239,7 +240,7 @@ impl Group {
             match answer {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => {
-                    tracing::error!(topic = %self.parts.topic, %error, "the history cannot be read; stopping");
+                    tracing::error!(topic = %self.parts.topic, %error, "the sink refuses a question; stopping");
                     return Err(Ended);
                 }
                 Err(error) => {
@@ -402,6 +403,13 @@ impl Group {
             Err(error) => {
                 let topic = self.parts.topic.to_string();
                 counter!(names::DEAD_LETTERS, "topic" => topic, "reason" => error.reason.as_str()).increment(1);
+                if self.warned_reasons.insert(error.reason.as_str()) {
+                    tracing::warn!(
+                        topic = %self.parts.topic, partition = one.partition, offset = one.message.offset,
+                        reason = error.reason.as_str(), detail = %error.detail,
+                        "dead letter, the first for this reason: see afterimage.dead_letters"
+                    );
+                }
                 self.open.push_dead(dead_letter(position_id, &one.message, error));
                 self.passive(&start, one, Counter::Dead);
             }
@@ -447,6 +455,11 @@ impl Group {
             }
         }
     }
+}
+
+/// Whether asking again can't help: neither the connection, nor resources, locks or an operator's hand were the reason.
+fn is_lasting(error: &crate::postgres::Error) -> bool {
+    error.code().is_some_and(|code| !["08", "40", "53", "55", "57", "58"].contains(&&code.code()[..2]))
 }
 
 fn dead_letter(position_id: PositionId, message: &Message, error: &DecodeError) -> DeadLetter {

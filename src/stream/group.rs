@@ -15,7 +15,7 @@
 //! The batch after the one in flight is built on its overlay, and is sent only once that one is *known* to be
 //! committed: pipelining depth is one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -141,6 +141,7 @@ pub struct Group {
     /// Another worker may have added fields since the dictionary was read.
     pub(super) dictionary_stale: bool,
     pub(super) warned_types: bool,
+    pub(super) warned_reasons: HashSet<&'static str>,
     pub(super) messages: Vec<Message>,
     pub(super) postponed: Vec<Command>,
 }
@@ -168,6 +169,7 @@ impl Group {
             views_stale: true,
             dictionary_stale: true,
             warned_types: false,
+            warned_reasons: HashSet::new(),
             messages: Vec::new(),
             postponed: Vec::new(),
         }

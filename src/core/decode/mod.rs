@@ -37,6 +37,10 @@ use token::{Fields, Token};
 /// Debezium's default for a value that an update did not touch.
 pub const PLACEHOLDER: &str = "__debezium_unavailable_value";
 
+/// Keys and identities stand in b-trees of the sink, whose entries end at 2,704 bytes: a longer one could never be
+/// written, and would hold up its partition for good.
+const MOST_KEY: usize = 2_000;
+
 /// How a topic's messages are to be read (from configuration).
 #[derive(Debug, Clone)]
 pub struct TopicRules {
@@ -284,6 +288,9 @@ impl Decoder {
             Peek::Row(envelope) => {
                 let payload = payload.unwrap_or_default();
                 let event = self.event(envelope, key, payload).map_err(|error| with_sfid(error, envelope, payload))?;
+                if event.identity.as_deref().is_some_and(|identity| identity.len() > MOST_KEY) {
+                    return Err(DecodeError::new(Reason::BadKey, "the identity is longer than 2,000 bytes"));
+                }
                 Ok(Decoded::Event(event))
             }
         }
@@ -291,6 +298,9 @@ impl Decoder {
 
     fn event(&mut self, envelope: &Envelope, key: Option<&[u8]>, payload: &[u8]) -> Result<Event, DecodeError> {
         let key = row_key(key).map_err(|what| DecodeError::new(Reason::BadKey, what))?;
+        if key.as_deref().is_some_and(|key| key.len() > MOST_KEY) {
+            return Err(DecodeError::new(Reason::BadKey, "the key is longer than 2,000 bytes"));
+        }
         let part = if envelope.op == Op::Delete { envelope.before } else { envelope.after };
         let fields = match part {
             Some(span) => {

@@ -615,3 +615,16 @@ fn stamps_that_no_one_can_read_are_null() {
         assert_eq!(stamp(odd), Some(None), "{odd}");
     }
 }
+
+#[test]
+fn a_key_that_no_index_can_hold_is_told_apart() {
+    let event = br#"{"op":"c","after":{"v":1},"source":{"table":"t"}}"#;
+    let mut decoder = Decoder::new(TopicRules { identity: IdentityRule::Key, ..TopicRules::default() });
+    let mut decoded = |length: usize| {
+        let key = format!(r#"{{"id":"{}"}}"#, "k".repeat(length));
+        let (key, value) = (Some(key.as_bytes()), Some(event.as_slice()));
+        decoder.decode(&peek(key, value), key, value).map_err(|error| error.reason)
+    };
+    assert!(matches!(decoded(2_000), Ok(Decoded::Event(_))));
+    assert!(matches!(decoded(2_001), Err(Reason::BadKey)));
+}
