@@ -191,14 +191,4 @@ impl Overlay {
         self.records.clear();
         self.keys.clear();
     }
-
-    /// The number of records held.
-    pub fn len(&self) -> usize {
-        self.records.len()
-    }
-
-    /// Whether nothing is held.
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty() && self.keys.is_empty()
-    }
 }

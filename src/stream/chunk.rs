@@ -256,7 +256,7 @@ impl Group {
     }
 
     fn lookup_keys(&mut self, keys: &[&str]) -> Result<Vec<(Box<str>, crate::core::overlay::KeySlot)>, Ended> {
-        let facts = self.parts.dictionary.facts().clone();
+        let facts = Arc::clone(self.parts.dictionary.facts());
         let source_id = self.parts.source.source_id;
         counter!(names::IMAGE_LOOKUPS, "result" => "key").increment(keys.len() as u64);
         self.ask(async |client| lookup::keys(client, &facts, source_id, keys).await)
@@ -325,7 +325,7 @@ impl Group {
         if wanted.is_empty() {
             return Ok(());
         }
-        let facts = self.parts.dictionary.facts().clone();
+        let facts = Arc::clone(self.parts.dictionary.facts());
         let identities: Vec<&str> = wanted.keys().copied().collect();
         let started = Instant::now();
         let mut records = self.ask(async |client| lookup::records(client, &facts, &identities).await)?;

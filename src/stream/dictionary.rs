@@ -1,6 +1,7 @@
 //! The fields of one object, between the decoder's columns and the sink's numbers.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::core::decode::Decoder;
 use crate::core::event::{Class, Event, FieldNo, Micros};
@@ -11,7 +12,8 @@ use crate::postgres::registry::{Field, SeenField};
 /// Maps columns to field numbers and keeps the facts that judging needs.
 #[derive(Debug)]
 pub struct Dictionary {
-    facts: ObjectFacts,
+    /// Shared: every look-up takes them along.
+    facts: Arc<ObjectFacts>,
     /// By the decoder's column index: what the sink knows of it.
     known: Vec<Option<(FieldNo, Class, Kind)>>,
     by_name: HashMap<String, Field>,
@@ -20,13 +22,13 @@ pub struct Dictionary {
 impl Dictionary {
     /// The dictionary as loaded from the sink.
     pub fn new(facts: ObjectFacts, fields: Vec<Field>) -> Self {
-        let mut dictionary = Dictionary { facts, known: Vec::new(), by_name: HashMap::new() };
+        let mut dictionary = Dictionary { facts: Arc::new(facts), known: Vec::new(), by_name: HashMap::new() };
         dictionary.take(fields);
         dictionary
     }
 
     /// What judging needs.
-    pub fn facts(&self) -> &ObjectFacts {
+    pub fn facts(&self) -> &Arc<ObjectFacts> {
         &self.facts
     }
 
@@ -58,10 +60,11 @@ impl Dictionary {
         self.known.clear();
         let system =
             |name: &str| self.by_name.get(name).filter(|field| field.class == Class::System).map(|field| field.no);
-        self.facts.stamp_no = system("systemmodstamp");
-        self.facts.modified_no = system("lastmodifieddate");
-        self.facts.modified_by_no = system("lastmodifiedbyid");
-        self.facts.fields = self
+        let facts = Arc::make_mut(&mut self.facts);
+        facts.stamp_no = system("systemmodstamp");
+        facts.modified_no = system("lastmodifieddate");
+        facts.modified_by_no = system("lastmodifiedbyid");
+        facts.fields = self
             .by_name
             .values()
             .filter(|field| field.class == Class::Visible)

@@ -5,7 +5,7 @@ use crate::core::batch::LateEvent;
 use crate::core::event::{FieldNo, Micros, Op};
 use crate::core::format::{self, VersionOp};
 use crate::core::overlay::{OldKey, PendingRow};
-use crate::core::record::key_hash;
+use crate::core::record::{Floor, key_hash};
 use crate::core::value::Value;
 
 impl Judge<'_> {
@@ -13,6 +13,17 @@ impl Judge<'_> {
         let number = self.batch.number();
         self.overlay.record_mut(identity).expect("looked up before").dirty = Some(number);
         self.batch.change_record(identity);
+    }
+
+    /// The record lives at this position from here on, and what is older than this event is old. The floor moves as one
+    /// pair, and only to a later or equal time.
+    pub(super) fn take_home(&mut self, arrival: &Arrival<'_>, identity: &str) {
+        let record = self.record(identity);
+        record.home = Some(arrival.position_id);
+        let ts = arrival.ts();
+        if ts.is_some() && ts >= record.floor.ts {
+            record.floor = Floor { lsn: arrival.event.lsn, ts };
+        }
     }
 
     /// The record gives up the key; `old_key` remembers it.

@@ -18,7 +18,7 @@ use crate::core::format::VersionOp;
 use crate::core::order::{Last, Place, Verdict, verdict};
 use crate::core::overlay::{Overlay, PendingRow};
 use crate::core::position::{Counter, PositionId};
-use crate::core::record::{Floor, Record, key_hash};
+use crate::core::record::{Record, key_hash};
 use crate::core::value::{Kind, Value};
 
 /// Source times before this are not believed (2000-01-01).
@@ -233,14 +233,7 @@ impl Judge<'_> {
         // partitions still have of the time between is older, although no version will tell.
         let came_back = event.op == Op::Create && !first_sight;
         if (!first_sight && !key_current) || came_back || foreign || decision == Verdict::JudgeReplaced {
-            let floor = arrival.ts().map(|ts| Floor { lsn: event.lsn, ts: Some(ts) });
-            let record = self.record(identity);
-            record.home = Some(arrival.position_id);
-            if let Some(floor) = floor
-                && floor.ts >= record.floor.ts
-            {
-                record.floor = floor;
-            }
+            self.take_home(arrival, identity);
             self.changed(identity);
         }
         if first_sight {
@@ -374,17 +367,10 @@ impl Judge<'_> {
             Verdict::Judge | Verdict::JudgeReplaced => {}
         }
         let event = arrival.event;
-        let floor = arrival.ts().map(|ts| Floor { lsn: event.lsn, ts: Some(ts) });
-        let record = self.record(identity);
-        if record.home != Some(arrival.position_id) {
-            record.home = Some(arrival.position_id);
-            if let Some(floor) = floor
-                && floor.ts >= record.floor.ts
-            {
-                record.floor = floor;
-            }
+        if self.record(identity).home != Some(arrival.position_id) {
+            self.take_home(arrival, identity);
         }
-        record.deleted_key = Some(event.key.clone());
+        self.record(identity).deleted_key = Some(event.key.clone());
         self.write(arrival, identity, VersionOp::Delete, arrival.time(), arrival.travel(), Vec::new());
         self.lose_key(arrival, identity, &event.key);
         Ok(Counter::Delta)
