@@ -17,7 +17,7 @@ mod worker;
 
 use memory::Change;
 use script::{Script, TOPIC, UNTOUCHED};
-use worker::{Message, Plan, Restart, World, merged};
+use worker::{FRONT, Message, Plan, Restart, SMALL_FRONT, World, merged};
 
 const PARTITIONS: i64 = 3;
 const RECORDS: u8 = 5;
@@ -354,16 +354,35 @@ proptest! {
     #[test]
     fn batches_and_restarts_leave_no_trace(
         deeds in prop::collection::vec(deed(), 1..60), batch in 1usize..9, chunk in 1usize..5,
-        pipelined in any::<bool>(), way in 0..3u8,
+        pipelined in any::<bool>(), way in 0..3u8, front in 0..3u8,
     ) {
         let table = Table::after_deeds(&deeds);
         let messages = table.messages();
         let whole = read(&table.script, &messages, Plan::WHOLE);
         let restart = [Restart::Never, Restart::Warm, Restart::Cold][usize::from(way)];
-        let sliced = read(&table.script, &messages, Plan { chunk, batch, pipelined, restart });
+        let front = [0, SMALL_FRONT, FRONT][usize::from(front)];
+        let sliced = read(&table.script, &messages, Plan { chunk, batch, pipelined, restart, front });
         prop_assert_eq!(whole.sink.export(), sliced.sink.export());
         prop_assert_eq!(&whole.sink.old_keys, &sliced.sink.old_keys);
         table.compare(&sliced)?;
+    }
+
+    /// What the front tells without decoding is what judging would have told, event by event.
+    #[test]
+    fn the_front_changes_no_outcome(deeds in prop::collection::vec(deed(), 1..60), chunk in 1usize..9) {
+        let table = Table::after_deeds(&deeds);
+        let messages = table.messages();
+        let judged = read(&table.script, &messages, Plan { front: 0, chunk, ..Plan::WHOLE });
+        for front in [SMALL_FRONT, FRONT] {
+            let told = read(&table.script, &messages, Plan { front, chunk, ..Plan::WHOLE });
+            prop_assert_eq!(judged.sink.export(), told.sink.export());
+            let plain = |world: &World| -> Vec<_> {
+                let reason = |counter: &Counter| matches!(counter, Counter::NoopStatus | Counter::NoopSystem);
+                let name = |counter: &Counter| if reason(counter) { Counter::Noop } else { *counter };
+                world.outcomes.iter().map(|(topic, p, offset, outcome)| (topic.clone(), *p, *offset, name(outcome))).collect()
+            };
+            prop_assert_eq!(plain(&judged), plain(&told));
+        }
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use afterimage::core::batch::{DeadLetter, OpenBatch, SealedBatch};
 use afterimage::core::event::{Class, Event, Micros, Op, Row};
-use afterimage::core::judge::{Arrival, FieldFact, Judge, Need, ObjectFacts, SideHashes};
+use afterimage::core::front::Front;
+use afterimage::core::judge::{Arrival, FieldFact, Judge, Need, ObjectFacts};
 use afterimage::core::overlay::{KeySlot, Overlay};
 use afterimage::core::position::{Counter, PositionId};
 use afterimage::core::record::{Record, key_hash};
@@ -107,7 +108,7 @@ impl Sink {
             positions: claims.iter().map(|claim| (claim.partition, claim.position_id)).collect(),
             overlay: Overlay::default(),
             open: OpenBatch::new(1),
-            side: SideHashes::default(),
+            front: Front::new(1 << 20),
         }
     }
 
@@ -145,7 +146,7 @@ struct Hand<'s> {
     positions: BTreeMap<i32, PositionId>,
     overlay: Overlay,
     open: OpenBatch,
-    side: SideHashes,
+    front: Front,
 }
 
 impl Hand<'_> {
@@ -167,7 +168,7 @@ impl Hand<'_> {
         let start = self.start(partition);
         let position_id = start.position_id;
         let offset = self.open.next(position_id).unwrap_or(start.from);
-        self.open.advance(&start, offset, None);
+        self.open.advance(position_id, || start, offset, None);
         let mut fields: Vec<(i16, Value)> =
             event.row.values.iter().map(|(no, value)| (*no as i16, value.clone())).collect();
         fields.sort_by_key(|(no, _)| *no);
@@ -180,12 +181,13 @@ impl Hand<'_> {
                 passed: false,
                 event,
                 fields: fields.clone(),
+                print: None,
             };
             let mut judge = Judge {
                 object: &self.sink.facts,
                 overlay: &mut self.overlay,
                 batch: &mut self.open,
-                side: &mut self.side,
+                front: &mut self.front,
             };
             match judge.judge(arrival) {
                 Ok(outcome) => break outcome,

@@ -33,6 +33,7 @@ pub(super) async fn run(config: Config) -> Result<(), Failure> {
         sink,
         state_dir: config.state.dir.clone(),
         state_memory: usize::try_from(config.state.memory).unwrap_or(usize::MAX),
+        front_memory: usize::try_from(config.state.front).unwrap_or(usize::MAX),
         topics,
         limits: BatchLimits {
             rows: config.commit.max_rows,

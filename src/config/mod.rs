@@ -48,6 +48,8 @@ pub struct StateSettings {
     pub dir: PathBuf,
     /// Bytes for block cache and write buffers together, whatever the partition count.
     pub memory: u64,
+    /// Bytes for knowing repeated events, all topics together; 0 switches it off.
+    pub front: u64,
 }
 
 /// `[commit]`: when a commit is full (protocol D2).
@@ -460,7 +462,11 @@ fn read_state(read: &mut Reader<'_>, sources: &Sources, shown: &mut Shown) -> St
         base.unwrap_or_else(|| PathBuf::from("/var/lib")).join("afterimage")
     });
     shown.set("state.dir", dir.display().to_string());
-    StateSettings { dir, memory: read.size("state.memory", 16_000_000, 1 << 40).unwrap_or_default() }
+    StateSettings {
+        dir,
+        memory: read.size("state.memory", 16_000_000, 1 << 40).unwrap_or_default(),
+        front: read.size("state.front", 0, 1 << 40).unwrap_or_default(),
+    }
 }
 
 fn parse_listen(text: &str) -> Result<Option<SocketAddr>, String> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::event::{Lsn, Micros};
 use super::overlay::{OldKey, Overlay, PendingRow, Seen};
 use super::position::{Counter, Counters, Passed, PositionId};
-use super::record::{Floor, Record};
+use super::record::{Floor, KeyHashes, Record};
 
 /// Progress of one position: `[from, to)` and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,7 +172,7 @@ pub struct SealedBatch {
     /// Dead letters.
     pub dead: Vec<DeadLetter>,
     /// Key hashes of all records judged.
-    pub touched: HashSet<i64>,
+    pub touched: KeyHashes,
     /// For the image store after COMMIT.
     pub records: Vec<StoredRecord>,
 }
@@ -209,7 +209,7 @@ pub struct OpenBatch {
     keys: HashSet<Box<str>>,
     late: Vec<LateEvent>,
     dead: Vec<DeadLetter>,
-    touched: HashSet<i64>,
+    touched: KeyHashes,
     bytes: usize,
     events: usize,
 }
@@ -251,10 +251,16 @@ impl OpenBatch {
     }
 
     /// Takes one message's offset into the position's range and counts what became of it. Offsets between
-    /// the range's end and this one are holes.
-    pub fn advance(&mut self, start: &Advance, offset: i64, outcome: Option<Counter>) -> &mut Advance {
+    /// the range's end and this one are holes. `start` is where the range begins if it begins here.
+    pub fn advance(
+        &mut self,
+        position_id: PositionId,
+        start: impl FnOnce() -> Advance,
+        offset: i64,
+        outcome: Option<Counter>,
+    ) {
         self.events += 1;
-        let advance = self.advances.entry(start.position_id).or_insert_with(|| start.clone());
+        let advance = self.advances.entry(position_id).or_insert_with(start);
         if offset > advance.to {
             advance.counters.add(Counter::Hole, offset - advance.to);
         }
@@ -262,7 +268,6 @@ impl OpenBatch {
         if let Some(outcome) = outcome {
             advance.counters.add(outcome, 1);
         }
-        advance
     }
 
     /// Moves a position over offsets that hold no message (the tail behind a control record).

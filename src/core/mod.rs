@@ -2,13 +2,14 @@
 //!
 //! In dataflow order: [`ids`] and [`value`] are the vocabulary, [`decode`] turns a Kafka message into an
 //! [`event::Event`], [`record`] is what is known of one Salesforce record, [`order`] says whether an event
-//! comes in turn, [`judge`] what it changes, [`overlay`] and [`batch`] hold what one commit writes,
+//! comes in turn, [`judge`] what it changes (and [`front`] when there is nothing to judge), [`overlay`] and [`batch`] hold what one commit writes,
 //! [`format`] is the stored form, [`recovery`] decides what a local store is still worth.
 
 pub mod batch;
 pub mod decode;
 pub mod event;
 pub mod format;
+pub mod front;
 pub mod ids;
 pub mod judge;
 pub mod order;

@@ -1,5 +1,10 @@
 //! What is known of one Salesforce record: its image, its newest version, and who may write it.
 
+use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::event::{FieldNo, Lsn, Micros};
 use super::format::VersionOp;
 use super::position::PositionId;
@@ -85,10 +90,41 @@ pub struct Floor {
 /// Names a record in invalidations and among the judged ones: XXH3-64, seed 0, of the object's number
 /// (big-endian) and the identity.
 pub fn key_hash(object_id: i16, identity: &str) -> i64 {
-    let mut hash = xxhash_rust::xxh3::Xxh3::new();
-    hash.update(&object_id.to_be_bytes());
-    hash.update(identity.as_bytes());
-    hash.digest() as i64
+    // Hashing in one piece is far cheaper than in two; what is longer than any Salesforce id takes its time.
+    let mut bytes = [0; 64];
+    let object = object_id.to_be_bytes();
+    let length = object.len() + identity.len();
+    let hash = match bytes.get_mut(..length) {
+        Some(whole) => {
+            let (start, rest) = whole.split_at_mut(object.len());
+            start.copy_from_slice(&object);
+            rest.copy_from_slice(identity.as_bytes());
+            xxh3_64(whole)
+        }
+        None => xxh3_64(&[&object, identity.as_bytes()].concat()),
+    };
+    hash as i64
+}
+
+/// A set of [`key_hash`]es, which need no more hashing.
+pub type KeyHashes = HashSet<i64, BuildHasherDefault<Hashed>>;
+
+/// The hasher for what is a hash.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxh3_64(bytes);
+    }
+
+    fn write_i64(&mut self, hash: i64) {
+        self.0 = hash as u64;
+    }
 }
 
 /// The newest version as `(seq, position, offset)`: identifies it beyond doubt, also after a cancelled delete.

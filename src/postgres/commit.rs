@@ -11,7 +11,7 @@
 //! COMMIT                             sent only after `advance` answered
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
 
 use bytes::Bytes;
@@ -299,9 +299,9 @@ async fn lock(
         }
     }
     if !behind.is_empty() {
-        let touched: HashSet<i64> = batches.iter().flat_map(|batch| batch.touched.iter().copied()).collect();
         known.invalidated = invalidated_since(transaction, &behind).await?;
-        let hit = known.invalidated.iter().find(|gone| touched.contains(&key_hash(gone.object_id, &gone.identity)));
+        let touched = |hash| batches.iter().any(|batch| batch.touched.contains(&hash));
+        let hit = known.invalidated.iter().find(|gone| touched(key_hash(gone.object_id, &gone.identity)));
         if hit.is_some() {
             known
                 .inval_seq

@@ -11,8 +11,8 @@ use xxhash_rust::xxh3::Xxh3;
 use super::group::{Ended, Group};
 use super::task::{Task, Waiting};
 use crate::core::batch::{DEAD_LETTER_BYTES, DeadLetter};
-use crate::core::decode::{DecodeError, Decoded, Envelope, Peek};
-use crate::core::event::{Event, Micros, Op};
+use crate::core::decode::{DecodeError, Decoded, Decoder, Envelope, Peek, Print};
+use crate::core::event::{Event, Lsn, Micros, Op};
 use crate::core::judge::{Arrival, Judge, Need, believable};
 use crate::core::position::{Counter, PositionId};
 use crate::kafka::Message;
@@ -21,20 +21,36 @@ use crate::postgres::lookup::{self, LookupError, Newcomer};
 use crate::postgres::registry;
 use crate::telemetry::names;
 
-/// A message after decoding.
+/// A message of a chunk.
 struct Arrived {
     partition: i32,
     message: Message,
-    meaning: Result<Decoded, DecodeError>,
-    envelope: Option<Envelope>,
+    peeked: Peek,
+    /// `None` while it seems to repeat what its record's last event said: such a message is not decoded.
+    meaning: Option<Result<Decoded, DecodeError>>,
 }
 
 impl Arrived {
     fn event(&self) -> Option<&Event> {
         match &self.meaning {
-            Ok(Decoded::Event(event)) => Some(event),
+            Some(Ok(Decoded::Event(event))) => Some(event),
             _ => None,
         }
+    }
+
+    fn envelope(&self) -> Option<&Envelope> {
+        if let Peek::Row(envelope) = &self.peeked { Some(envelope) } else { None }
+    }
+
+    /// An update's print and LSN, by which the front may know it.
+    fn print(&self) -> Option<(&Print, Lsn)> {
+        let envelope = self.envelope().filter(|envelope| envelope.op == Op::Update && envelope.lsn != 0)?;
+        Some((envelope.print.as_ref()?, envelope.lsn))
+    }
+
+    fn decode(&mut self, decoder: &mut Decoder) {
+        let Message { key, payload, .. } = &self.message;
+        self.meaning = Some(decoder.decode(&self.peeked, key.as_deref(), payload.as_deref()));
     }
 }
 
@@ -43,13 +59,19 @@ impl Group {
     pub(super) fn process(&mut self, chunk: Vec<(i32, Waiting)>) -> Result<(), Ended> {
         let mut arrived = Vec::with_capacity(chunk.len());
         let mut new_columns: Vec<(usize, Option<Micros>)> = Vec::new();
+        self.now = Group::now();
+        // What only tells the image store what to forget has to be decoded.
+        let catching_up = !self.tasks.values().all(Task::caught_up);
         for (partition, waiting) in chunk {
             let Waiting { message, peeked } = waiting;
-            let before = self.parts.decoder.columns().len();
-            let meaning = self.parts.decoder.decode(&peeked, message.key.as_deref(), message.payload.as_deref());
-            new_columns.extend((before..self.parts.decoder.columns().len()).map(|index| (index, peeked.ts())));
-            let envelope = if let Peek::Row(envelope) = &peeked { Some(*envelope) } else { None };
-            arrived.push(Arrived { partition, message, meaning, envelope });
+            let mut one = Arrived { partition, message, peeked, meaning: None };
+            if catching_up || !self.seems_to_repeat(&one) {
+                let before = self.parts.decoder.columns().len();
+                one.decode(&mut self.parts.decoder);
+                let new = before..self.parts.decoder.columns().len();
+                new_columns.extend(new.map(|index| (index, one.peeked.ts())));
+            }
+            arrived.push(one);
         }
         self.count_events(&arrived);
         if self.dictionary_stale {
@@ -59,20 +81,28 @@ impl Group {
             self.dictionary_stale = false;
         }
         self.check_database(&arrived)?;
-        let arrived = self.forget_passed(arrived)?;
+        let mut arrived = if catching_up { self.forget_passed(arrived)? } else { arrived };
         self.note_fields(&arrived, &new_columns)?;
         self.prefetch(&arrived)?;
-        for one in &arrived {
+        for one in &mut arrived {
             self.take(one)?;
         }
+        self.note_progress(&arrived);
         self.overlay.forget_clean();
         Ok(())
+    }
+
+    fn seems_to_repeat(&self, one: &Arrived) -> bool {
+        let (Some((print, lsn)), Some(task)) = (one.print(), self.tasks.get(&one.partition)) else { return false };
+        self.front.would_repeat(task.position_id, print, lsn)
     }
 
     fn count_events(&self, arrived: &[Arrived]) {
         for (op, label) in [(Op::Create, "create"), (Op::Update, "update"), (Op::Delete, "delete"), (Op::Read, "read")]
         {
-            let n = arrived.iter().filter(|one| one.event().is_some_and(|event| event.op == op)).count();
+            let sound = |one: &&Arrived| !matches!(one.meaning, Some(Err(_)));
+            let of_op = |one: &&Arrived| one.envelope().is_some_and(|envelope| envelope.op == op);
+            let n = arrived.iter().filter(of_op).filter(sound).count();
             if n > 0 {
                 counter!(names::EVENTS_DECODED, "topic" => self.parts.topic.to_string(), "op" => label)
                     .increment(n as u64);
@@ -85,7 +115,7 @@ impl Group {
     fn check_database(&mut self, arrived: &[Arrived]) -> Result<(), Ended> {
         let found = arrived.iter().find_map(|one| {
             let payload = one.message.payload.as_deref()?;
-            one.envelope?.source(payload)?.db
+            one.envelope()?.source(payload)?.db
         });
         let Some(database) = found else { return Ok(()) };
         let org = self.parts.source.org.clone();
@@ -111,9 +141,6 @@ impl Group {
     /// Messages that were committed before this claim are not judged again; the image store may not know what they
     /// changed, so it forgets their records (D13). Returns the others.
     fn forget_passed(&mut self, arrived: Vec<Arrived>) -> Result<Vec<Arrived>, Ended> {
-        if self.tasks.values().all(Task::caught_up) {
-            return Ok(arrived);
-        }
         let mut gone: HashSet<(PositionId, Box<str>)> = HashSet::new();
         let mut keys: BTreeSet<(PositionId, Box<str>)> = BTreeSet::new();
         let mut rest = Vec::with_capacity(arrived.len());
@@ -382,53 +409,78 @@ impl Group {
 
     // ---- judging ----------------------------------------------------------------------------------------
 
-    fn take(&mut self, one: &Arrived) -> Result<(), Ended> {
-        let Some(task) = self.tasks.get(&one.partition) else { return Ok(()) };
-        if one.message.offset < task.read {
+    fn take(&mut self, one: &mut Arrived) -> Result<(), Ended> {
+        let Some(task) = self.tasks.get_mut(&one.partition) else { return Ok(()) };
+        let offset = one.message.offset;
+        if offset < task.read {
             return Ok(());
         }
-        let start = task.start();
         let position_id = task.position_id;
+        if let Some((print, lsn)) = one.print()
+            && let Some(outcome) = self.front.repeat(position_id, print, lsn)
+        {
+            self.open.advance(position_id, || task.start(), offset, Some(outcome));
+            self.open.touch(print.record);
+            task.pass(believable(one.peeked.ts(), self.now), lsn);
+            task.read = offset + 1;
+            self.repeated += 1;
+            return Ok(());
+        }
+        if one.meaning.is_none() {
+            // An event before it in this chunk changed its record.
+            one.decode(&mut self.parts.decoder);
+            self.prefetch(std::slice::from_ref(one))?;
+        }
+        let Some(task) = self.tasks.get_mut(&one.partition) else { return Ok(()) };
+        let (start, advance) = (|| task.start(), &mut self.open);
         match &one.meaning {
-            Ok(Decoded::Event(event)) => {
+            Some(Ok(Decoded::Event(event))) => {
                 // The offset is taken into the range first: what judging counts belongs to it.
-                self.open.advance(&start, one.message.offset, None);
-                let ts = believable(event.ts, Group::now());
-                let passed = self.tasks.get_mut(&one.partition).is_some_and(|task| task.pass(ts, event.lsn));
+                advance.advance(position_id, start, offset, None);
+                let passed = task.pass(believable(event.ts, self.now), event.lsn);
                 let outcome = self.judge(one, event, position_id, passed)?;
                 self.open.count(position_id, outcome, 1);
             }
-            Ok(Decoded::Tombstone) => self.passive(&start, one, Counter::Tombstone),
-            Ok(Decoded::Ignored(_)) => self.passive(&start, one, Counter::Ignored),
-            Err(error) => {
+            Some(Ok(Decoded::Tombstone)) => advance.advance(position_id, start, offset, Some(Counter::Tombstone)),
+            Some(Ok(Decoded::Ignored(_))) | None => advance.advance(position_id, start, offset, Some(Counter::Ignored)),
+            Some(Err(error)) => {
+                advance.advance(position_id, start, offset, Some(Counter::Dead));
                 let topic = self.parts.topic.to_string();
                 counter!(names::DEAD_LETTERS, "topic" => topic, "reason" => error.reason.as_str()).increment(1);
                 if self.warned_reasons.insert(error.reason.as_str()) {
                     tracing::warn!(
-                        topic = %self.parts.topic, partition = one.partition, offset = one.message.offset,
+                        topic = %self.parts.topic, partition = one.partition, offset,
                         reason = error.reason.as_str(), detail = %error.detail,
                         "dead letter, the first for this reason: see afterimage.dead_letters"
                     );
                 }
                 self.open.push_dead(dead_letter(position_id, &one.message, error));
-                self.passive(&start, one, Counter::Dead);
             }
         }
-        let last = (one.message.offset, one.message.timestamp_ms, fingerprint(&one.message));
         if let Some(task) = self.tasks.get_mut(&one.partition) {
-            task.read = one.message.offset + 1;
-            let passed = task.passed;
-            self.open.progress(position_id, last, passed);
+            task.read = offset + 1;
         }
         Ok(())
     }
 
-    fn passive(&mut self, start: &crate::core::batch::Advance, one: &Arrived, outcome: Counter) {
-        self.open.advance(start, one.message.offset, Some(outcome));
+    /// Notes the last message of each partition, and what it has passed.
+    fn note_progress(&mut self, arrived: &[Arrived]) {
+        if self.repeated > 0 {
+            counter!(names::IMAGE_LOOKUPS, "result" => "front").increment(self.repeated);
+            self.repeated = 0;
+        }
+        for task in self.tasks.values() {
+            let last = |one: &&Arrived| one.partition == task.partition && one.message.offset + 1 == task.read;
+            if let Some(one) = arrived.iter().rev().find(last) {
+                let last = (one.message.offset, one.message.timestamp_ms, fingerprint(&one.message));
+                self.open.progress(task.position_id, last, task.passed);
+            }
+        }
     }
 
     fn judge(&mut self, one: &Arrived, event: &Event, position_id: PositionId, passed: bool) -> Result<Counter, Ended> {
-        let now = Group::now();
+        let now = self.now;
+        let print = one.envelope().and_then(|envelope| envelope.print);
         loop {
             let arrival = Arrival {
                 position_id,
@@ -438,12 +490,13 @@ impl Group {
                 passed,
                 event,
                 fields: self.parts.dictionary.number(event),
+                print,
             };
             let mut judge = Judge {
                 object: self.parts.dictionary.facts(),
                 overlay: &mut self.overlay,
                 batch: &mut self.open,
-                side: &mut self.side,
+                front: &mut self.front,
             };
             match judge.judge(arrival) {
                 Ok(outcome) => return Ok(outcome),

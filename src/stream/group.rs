@@ -35,7 +35,8 @@ use super::task::{Task, Waiting};
 use crate::core::batch::{OpenBatch, SealedBatch};
 use crate::core::decode::Decoder;
 use crate::core::event::Micros;
-use crate::core::judge::{SideHashes, believable};
+use crate::core::front::Front;
+use crate::core::judge::believable;
 use crate::core::overlay::Overlay;
 use crate::kafka::{Consumer, FaultKind, Inbox, Message, TopicPartition};
 use crate::postgres::client::SinkSettings;
@@ -112,6 +113,8 @@ pub struct Parts {
     pub dictionary: Dictionary,
     /// Limits.
     pub limits: BatchLimits,
+    /// Bytes for the hash front.
+    pub front_memory: usize,
     /// Which database feeds which org.
     pub databases: Databases,
     /// For database calls from this thread.
@@ -130,7 +133,11 @@ pub struct Group {
     pub(super) tasks: BTreeMap<i32, Task>,
     pub(super) overlay: Overlay,
     pub(super) open: OpenBatch,
-    pub(super) side: SideHashes,
+    pub(super) front: Front,
+    /// Events of the chunk in hand that the front knew.
+    pub(super) repeated: u64,
+    /// Our clock, as of the chunk in hand.
+    pub(super) now: Micros,
     pub(super) opened: Option<Instant>,
     pub(super) in_flight: Option<InFlight>,
     pub(super) waiting_since: Option<Instant>,
@@ -153,13 +160,16 @@ pub(super) struct Ended;
 impl Group {
     /// Over its parts; `run` does the work.
     pub fn new(parts: Parts) -> Self {
+        let front = Front::new(parts.front_memory);
         Group {
             parts,
             reader: None,
             tasks: BTreeMap::new(),
             overlay: Overlay::default(),
             open: OpenBatch::new(1),
-            side: SideHashes::default(),
+            front,
+            repeated: 0,
+            now: 0,
             opened: None,
             in_flight: None,
             waiting_since: None,
@@ -227,6 +237,8 @@ impl Group {
             }
         }
         self.dictionary_stale = true;
+        // Others may have written these records since they were ours.
+        self.front.clear();
         // What was read of them before this was told went into tasks that are gone.
         let ahead: Vec<(TopicPartition, i64)> = tasks
             .iter()

@@ -80,6 +80,8 @@ pub struct RunSettings {
     pub state_dir: PathBuf,
     /// Its memory, bytes.
     pub state_memory: usize,
+    /// Memory for knowing repeated events, bytes, all topics together.
+    pub front_memory: usize,
     /// Topics.
     pub topics: Vec<TopicPlan>,
     /// Batch limits.
@@ -141,6 +143,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     let images = Images::new(Arc::clone(&store));
     let committers = Committers::start(&settings.sink, 2);
 
+    let front_memory = settings.front_memory / settings.topics.len().max(1);
     let databases = Databases::default();
     let mut sides = HashMap::new();
     let mut waiting = Vec::new();
@@ -152,6 +155,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         {
             decoder.preset_identity(identity);
         }
+        decoder.print_rows(source.object_id, rand::random());
         decoder.restore_columns(fields.iter().map(|field| (field.name.as_str(), field.kind)));
         let facts = ObjectFacts {
             object_id: source.object_id,
@@ -201,6 +205,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
             decoder,
             dictionary,
             limits: settings.limits,
+            front_memory,
             databases: Arc::clone(&databases),
             runtime: Handle::current(),
         };

@@ -93,6 +93,9 @@ impl Group {
                 task.inval_seq = *seq;
             }
         }
+        for gone in &known.invalidated {
+            self.front.forget(key_hash(gone.object_id, &gone.identity));
+        }
         if !known.invalidated.is_empty() {
             // A mark says that the store is level with the sink: not of one that still catches up.
             let level = self.tasks.values().filter(|task| task.caught_up());
@@ -124,6 +127,9 @@ impl Group {
             if let Some(seq) = committed.inval_seq.get(&task.position_id) {
                 task.inval_seq = *seq;
             }
+        }
+        for gone in &committed.invalidated {
+            self.front.forget(key_hash(gone.object_id, &gone.identity));
         }
         let sink_id = self.parts.sink_id;
         let marks: Vec<_> = self
@@ -179,6 +185,7 @@ impl Group {
 
     pub(super) fn drop_open(&mut self) {
         self.overlay.clear();
+        self.front.clear();
         self.open = OpenBatch::new(self.open.number() + 1);
         self.opened = None;
         self.in_flight = None;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use afterimage::core::value::Value;
 use serde_json::{Value as Json, json};
 
-use crate::worker::{Log, Message, Plan, Restart, Topic, World, merged};
+use crate::worker::{Log, Message, Plan, Restart, SMALL_FRONT, Topic, World, merged};
 
 /// Two record ids.
 pub const X: &str = "001000000000001AAA";
@@ -149,7 +149,7 @@ fn with_id(id: i64, mut row: Json) -> Json {
 
 /// Ways to cut that many messages into batches.
 pub fn every_way(messages: usize) -> Vec<Plan> {
-    let mut plans = vec![Plan::WHOLE];
+    let mut plans = vec![Plan::WHOLE, Plan { front: 0, ..Plan::WHOLE }, Plan { front: SMALL_FRONT, ..Plan::WHOLE }];
     for batch in 1..messages.min(6) {
         for restart in [Restart::Never, Restart::Warm, Restart::Cold] {
             plans.push(Plan::slices(batch, restart));

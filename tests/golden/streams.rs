@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use crate::memory::Change;
 use crate::recorded::{Origins, Piece, STREAMS, Stream, arranged, folder};
 use crate::truth;
-use crate::worker::{Message, Plan, Restart, World};
+use crate::worker::{Message, Plan, Restart, SMALL_FRONT, World};
 
 type Export = Vec<(String, String, String, Change)>;
 
@@ -62,7 +62,8 @@ fn slices_and_restarts_change_nothing() {
         for batch in [1, 2, 3, 5, 8, 13, 40] {
             for restart in [Restart::Never, Restart::Warm, Restart::Cold] {
                 for (chunk, pipelined) in [(1, false), (1000, false), (1, true), (4, true), (1000, true)] {
-                    let plan = Plan { chunk, batch, pipelined, restart };
+                    let plan =
+                        Plan { chunk, batch, pipelined, restart, front: if batch % 2 == 0 { 0 } else { SMALL_FRONT } };
                     let mut world = stream.world(IdentityRule::Auto);
                     world.read(&log, plan);
                     same(stream, &want, &world.sink.export(), &format!("{plan:?}"));

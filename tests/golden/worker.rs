@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use afterimage::core::batch::{Advance, DeadLetter, OpenBatch, SealedBatch, StoredRecord};
-use afterimage::core::decode::{DecodeError, Decoded, Decoder, ResolvedIdentity, TopicRules};
-use afterimage::core::event::{Event, FieldNo, Micros, Op};
-use afterimage::core::judge::{Arrival, Judge, Need, ObjectFacts, SideHashes};
+use afterimage::core::decode::{DecodeError, Decoded, Decoder, Peek, Print, ResolvedIdentity, TopicRules};
+use afterimage::core::event::{Event, FieldNo, Lsn, Micros, Op};
+use afterimage::core::front::Front;
+use afterimage::core::judge::{Arrival, Judge, Need, ObjectFacts};
 use afterimage::core::overlay::Overlay;
 use afterimage::core::position::{Counter, Counters, Passed, PositionId};
 use afterimage::core::record::Record;
@@ -79,11 +80,19 @@ pub struct Plan {
     pub pipelined: bool,
     /// After each commit. What was open then is lost, as in a crash.
     pub restart: Restart,
+    /// Bytes of the hash front; 0 = none.
+    pub front: usize,
 }
+
+/// A front that takes everything.
+pub const FRONT: usize = 1 << 20;
+/// A front for four records, which makes room all the time.
+pub const SMALL_FRONT: usize = 200;
 
 impl Plan {
     /// All in one batch.
-    pub const WHOLE: Plan = Plan { chunk: 1_000, batch: usize::MAX, pipelined: false, restart: Restart::Never };
+    pub const WHOLE: Plan =
+        Plan { chunk: 1_000, batch: usize::MAX, pipelined: false, restart: Restart::Never, front: FRONT };
 
     pub fn slices(batch: usize, restart: Restart) -> Self {
         Plan { batch, restart, ..Plan::WHOLE }
@@ -124,7 +133,7 @@ impl World {
             if plan.restart == Restart::Cold {
                 store.clear();
             }
-            let mut worker = Worker::start(&self.topics[topic], &mut self.sink, store, &mut self.outcomes);
+            let mut worker = Worker::start(&self.topics[topic], &mut self.sink, store, &mut self.outcomes, plan.front);
             committed += worker.run(&messages[committed..], plan);
             self.sink.check();
         }
@@ -181,22 +190,30 @@ struct Worker<'w> {
     numbers: Vec<Option<FieldNo>>,
     overlay: Overlay,
     open: OpenBatch,
-    side: SideHashes,
+    front: Front,
     tasks: BTreeMap<i32, Task>,
     in_flight: Option<(SealedBatch, usize)>,
 }
 
 struct Arrived<'m> {
     message: &'m Message,
-    meaning: Result<Decoded, DecodeError>,
+    peek: Peek,
+    /// `None` where the front seemed to know it.
+    meaning: Option<Result<Decoded, DecodeError>>,
 }
 
 impl Arrived<'_> {
     fn event(&self) -> Option<&Event> {
         match &self.meaning {
-            Ok(Decoded::Event(event)) => Some(event),
+            Some(Ok(Decoded::Event(event))) => Some(event),
             _ => None,
         }
+    }
+
+    fn print(&self) -> Option<(&Print, Lsn)> {
+        let Peek::Row(envelope) = &self.peek else { return None };
+        let print = envelope.print.as_ref().filter(|_| envelope.op == Op::Update && envelope.lsn != 0)?;
+        Some((print, envelope.lsn))
     }
 }
 
@@ -206,6 +223,7 @@ impl<'w> Worker<'w> {
         sink: &'w mut MemorySink,
         store: &'w mut Store,
         outcomes: &'w mut Vec<(String, i32, i64, Counter)>,
+        front: usize,
     ) -> Self {
         let (source_id, object_id) = sink.source(&topic.name, &topic.org, &topic.object);
         let mut decoder = Decoder::new(topic.rules.clone());
@@ -213,6 +231,7 @@ impl<'w> Worker<'w> {
         if let Some(identity) = object.identity.as_deref().and_then(ResolvedIdentity::from_sink) {
             decoder.preset_identity(identity);
         }
+        decoder.print_rows(object_id, 0x5eed);
         decoder.restore_columns(object.fields.iter().map(|field| (field.name.as_str(), field.kind)));
         let mut worker = Worker {
             topic,
@@ -227,7 +246,7 @@ impl<'w> Worker<'w> {
             numbers: Vec::new(),
             overlay: Overlay::default(),
             open: OpenBatch::new(1),
-            side: SideHashes::default(),
+            front: Front::new(front),
             tasks: BTreeMap::new(),
             in_flight: None,
         };
@@ -308,12 +327,16 @@ impl<'w> Worker<'w> {
             self.task(message);
             let (key, value) = (message.key.as_deref(), message.value.as_deref());
             let peek = self.decoder.peek(key, value);
-            let meaning = self.decoder.decode(&peek, key, value);
-            arrived.push(Arrived { message, meaning });
+            let mut one = Arrived { message, peek, meaning: None };
+            let position_id = self.tasks[&message.partition].position_id;
+            if !one.print().is_some_and(|(print, lsn)| self.front.would_repeat(position_id, print, lsn)) {
+                one.meaning = Some(self.decoder.decode(&one.peek, key, value));
+            }
+            arrived.push(one);
             self.note_fields(&arrived[arrived.len() - 1]);
         }
         self.prefetch(&arrived);
-        for one in &arrived {
+        for one in &mut arrived {
             self.take(one);
         }
         self.overlay.forget_clean();
@@ -397,8 +420,8 @@ impl<'w> Worker<'w> {
         }
     }
 
-    fn take(&mut self, one: &Arrived<'_>) {
-        let Message { partition, offset, timestamp_ms, .. } = *one.message;
+    fn take(&mut self, one: &mut Arrived<'_>) {
+        let Message { partition, offset, .. } = *one.message;
         let task = &self.tasks[&partition];
         if offset < task.read {
             return;
@@ -406,15 +429,27 @@ impl<'w> Worker<'w> {
         let (position_id, passed, read) = (task.position_id, task.passed, task.read);
         let counters = Counters::default();
         let start = Advance { position_id, epoch: 1, from: read, to: read, counters, last: None, passed };
-        let outcome = match &one.meaning {
+        let repeated = one.print().and_then(|(print, lsn)| Some((print, self.front.repeat(position_id, print, lsn)?)));
+        if let Some((print, outcome)) = repeated {
+            self.open.advance(position_id, || start, offset, Some(outcome));
+            self.open.touch(print.record);
+            self.noted(one, outcome, position_id);
+            return;
+        }
+        if one.meaning.is_none() {
+            let (key, value) = (one.message.key.as_deref(), one.message.value.as_deref());
+            one.meaning = Some(self.decoder.decode(&one.peek, key, value));
+            self.prefetch(std::slice::from_ref(one));
+        }
+        let outcome = match one.meaning.as_ref().expect("decoded above") {
             Ok(Decoded::Event(event)) => {
-                self.open.advance(&start, offset, None);
-                let outcome = self.judge(one.message, event, position_id, passed.covers(event.ts, event.lsn));
+                self.open.advance(position_id, || start, offset, None);
+                let outcome = self.judge(one, event, position_id, passed.covers(event.ts, event.lsn));
                 self.open.count(position_id, outcome, 1);
                 outcome
             }
-            Ok(Decoded::Tombstone) => self.passive(&start, offset, Counter::Tombstone),
-            Ok(Decoded::Ignored(_)) => self.passive(&start, offset, Counter::Ignored),
+            Ok(Decoded::Tombstone) => self.passive(start, offset, Counter::Tombstone),
+            Ok(Decoded::Ignored(_)) => self.passive(start, offset, Counter::Ignored),
             Err(error) => {
                 self.open.push_dead(DeadLetter {
                     position_id,
@@ -426,24 +461,33 @@ impl<'w> Worker<'w> {
                     value: one.message.value.clone(),
                     sha256: None,
                 });
-                self.passive(&start, offset, Counter::Dead)
+                self.passive(start, offset, Counter::Dead)
             }
         };
+        self.noted(one, outcome, position_id);
+    }
+
+    fn noted(&mut self, one: &Arrived<'_>, outcome: Counter, position_id: PositionId) {
+        let Message { partition, offset, timestamp_ms, .. } = *one.message;
         self.outcomes.push((self.topic.name.clone(), partition, offset, outcome));
         let task = self.tasks.get_mut(&partition).expect("made with the message");
         task.read = offset + 1;
-        if let Some(event) = one.event() {
-            task.passed.raise(event.ts, event.lsn);
+        if let Peek::Row(envelope) = &one.peek
+            && !matches!(one.meaning, Some(Err(_)))
+        {
+            task.passed.raise(envelope.ts, envelope.lsn);
         }
         self.open.progress(position_id, (offset, Some(timestamp_ms), 0), task.passed);
     }
 
-    fn passive(&mut self, start: &Advance, offset: i64, outcome: Counter) -> Counter {
-        self.open.advance(start, offset, Some(outcome));
+    fn passive(&mut self, start: Advance, offset: i64, outcome: Counter) -> Counter {
+        self.open.advance(start.position_id, || start, offset, Some(outcome));
         outcome
     }
 
-    fn judge(&mut self, message: &Message, event: &Event, position_id: PositionId, passed: bool) -> Counter {
+    fn judge(&mut self, one: &Arrived<'_>, event: &Event, position_id: PositionId, passed: bool) -> Counter {
+        let message = one.message;
+        let print = if let Peek::Row(envelope) = &one.peek { envelope.print } else { None };
         loop {
             let arrival = Arrival {
                 position_id,
@@ -454,9 +498,10 @@ impl<'w> Worker<'w> {
                 passed,
                 event,
                 fields: self.numbered(event),
+                print,
             };
-            let (overlay, batch, side) = (&mut self.overlay, &mut self.open, &mut self.side);
-            match (Judge { object: &self.facts, overlay, batch, side }).judge(arrival) {
+            let (overlay, batch, front) = (&mut self.overlay, &mut self.open, &mut self.front);
+            match (Judge { object: &self.facts, overlay, batch, front }).judge(arrival) {
                 Ok(outcome) => return outcome,
                 Err(Need::Key(key)) => self.load_key(&key),
                 Err(Need::Record(identity)) => self.load_record(&identity, position_id, &event.key, true),

@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::encoding::Encoding;
 use super::placeholder::Placeholder;
+use super::quick::{fold, side_hash};
 use super::schema::Block;
 use super::token::{Fields, Token};
 use super::{DecodeError, Reason, ResolvedIdentity, TopicRules, class, declared, unstorable, value};
@@ -82,6 +83,8 @@ pub(super) struct Columns {
     /// Columns of the last row in the order of its message: the next one has most likely the same.
     order: Vec<u16>,
     revision: u64,
+    /// How often `order` changed.
+    orders: u64,
 }
 
 impl Columns {
@@ -91,6 +94,16 @@ impl Columns {
 
     pub(super) fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// The columns of the last row in the order of its message.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = &Column> {
+        self.order.iter().filter_map(|index| self.list.get(usize::from(*index)))
+    }
+
+    /// Changes with every change of a column, and with the order of the columns in a message.
+    pub(super) fn shape(&self) -> u64 {
+        self.revision + self.orders
     }
 
     pub(super) fn undeclared_numbers(&self) -> impl Iterator<Item = &str> {
@@ -145,8 +158,9 @@ impl Columns {
         for (column, kind) in changes.added {
             self.push(column, kind);
         }
-        if !changes.order.is_empty() {
+        if !changes.order.is_empty() && self.order != changes.order {
             self.order = changes.order;
+            self.orders += 1;
         }
     }
 
@@ -253,9 +267,9 @@ impl<'a> Draft<'a> {
                 None => self.add(name, kind)?,
             };
             order.push(index);
-            let hash = || xxh3_64(raw.get().as_bytes()).rotate_left(23) ^ xxh3_64(name.as_bytes());
+            let hash = || side_hash(xxh3_64(name.as_bytes()), raw.as_bytes());
             match class {
-                // Order of columns must not matter, hence a sum. `id` and `sfid` are left out: a reload gives every
+                // `id` and `sfid` are left out: a reload gives every
                 // row a new id, which is no change of its status.
                 Class::Status if name.starts_with("_hc_") => status = status.wrapping_add(hash()),
                 Class::System => system = system.wrapping_add(hash()),
@@ -306,10 +320,6 @@ impl<'a> Draft<'a> {
         self.changes.added.push((Column { name: name.into(), class, kind: kind.encoding().kind() }, kind));
         Ok((index, class))
     }
-}
-
-fn fold(hash: u64) -> u32 {
-    (hash ^ hash >> 32) as u32
 }
 
 /// Fields of a row that say when, by whom and whether only locally it was written.

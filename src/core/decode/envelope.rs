@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::quick::{self, Layout, Print};
 use super::{DecodeError, Reason};
 use crate::core::event::{Lsn, Micros, Op};
 
@@ -98,6 +99,8 @@ pub struct Envelope {
     pub(super) before: Option<Span>,
     pub(super) source: Span,
     pub(super) schema: Option<Span>,
+    /// What the row repeats, if it was laid out as the last decoded one.
+    pub print: Option<Print>,
 }
 
 impl Envelope {
@@ -129,6 +132,10 @@ pub struct Span {
 }
 
 impl Span {
+    pub(super) fn new(start: usize, end: usize) -> Option<Self> {
+        Some(Self { start: u32::try_from(start).ok()?, end: u32::try_from(end).ok()? })
+    }
+
     /// Where `part`, a slice of `whole`, lies.
     fn of(whole: &str, part: &str) -> Option<Self> {
         let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
@@ -136,7 +143,7 @@ impl Span {
         if end > whole.len() {
             return None;
         }
-        Some(Self { start: u32::try_from(start).ok()?, end: u32::try_from(end).ok()? })
+        Self::new(start, end)
     }
 
     /// The text in this range; `None` if `payload` is not the message that was looked at.
@@ -147,14 +154,30 @@ impl Span {
 
 /// Looks at a message. Never fails: junk is a finding too.
 pub fn peek(key: Option<&[u8]>, payload: Option<&[u8]>) -> Peek {
-    peek_after_block(None, key, payload)
+    peek_as_before(None, &Layout::default(), key, payload)
 }
 
-/// The same, with a schema block that the message is likely to begin with: two thirds of a message are its block,
-/// and comparing it is far cheaper than reading it again.
-pub(super) fn peek_after_block(block: Option<&str>, key: Option<&[u8]>, payload: Option<&[u8]>) -> Peek {
+/// The same, with what the message is likely to look like: the schema block that it begins with (two thirds of a
+/// message are its block, and comparing it is far cheaper than reading it again), and how its row is laid out.
+pub(super) fn peek_as_before(block: Option<&str>, layout: &Layout, key: Option<&[u8]>, payload: Option<&[u8]>) -> Peek {
     let Some(payload) = payload else { return Peek::Tombstone };
-    look(block, key, payload).unwrap_or_else(Peek::Undecodable)
+    look(block, layout, key, payload).unwrap_or_else(Peek::Undecodable)
+}
+
+/// The quick way: exactly what is expected, or nothing.
+fn quick_look(block: Option<&str>, layout: &Layout, key: Option<&[u8]>, text: &str) -> Option<Envelope> {
+    let Some((start, end)) = block.and_then(|block| {
+        let (_, rest) = split_block(text, block)?;
+        let start = "{\"schema\":".len() + block.len() + ",\"payload\":".len();
+        Some((start, start + rest.len()))
+    }) else {
+        return quick::look(layout, key, text.as_bytes(), 0)
+            .filter(|(end, _)| *end == text.len())
+            .map(|(_, found)| found);
+    };
+    let (found, envelope) = quick::look(layout, key, text.as_bytes(), start)?;
+    let block = Span::new("{\"schema\":".len(), start - ",\"payload\":".len());
+    (found == end).then_some(Envelope { schema: block, ..envelope })
 }
 
 /// `{"schema":<block>,"payload":<rest>}` → (block, rest).
@@ -167,12 +190,15 @@ fn split_block<'m>(text: &'m str, block: &str) -> Option<(&'m str, &'m str)> {
     Some((found, rest.strip_prefix(",\"payload\":")?.strip_suffix('}')?))
 }
 
-fn look(block: Option<&str>, key: Option<&[u8]>, payload: &[u8]) -> Result<Peek, DecodeError> {
+fn look(block: Option<&str>, layout: &Layout, key: Option<&[u8]>, payload: &[u8]) -> Result<Peek, DecodeError> {
     if payload.is_empty() {
         return Err(DecodeError::new(Reason::Empty, "the value has no bytes"));
     }
     let text = std::str::from_utf8(payload)
         .map_err(|e| DecodeError::new(Reason::NotUtf8, format!("at byte {}", e.valid_up_to())))?;
+    if let Some(envelope) = quick_look(block, layout, key, text) {
+        return Ok(Peek::Row(envelope));
+    }
     let trimmed = text.trim_ascii();
     if trimmed == "null" {
         return Ok(Peek::Tombstone);
@@ -222,6 +248,7 @@ fn look(block: Option<&str>, key: Option<&[u8]>, payload: &[u8]) -> Result<Peek,
         before,
         source: Span::of(text, source.get()).ok_or_else(|| DecodeError::new(Reason::BadSource, "no source"))?,
         schema: schema.and_then(|s| Span::of(text, s)),
+        print: None,
     }))
 }
 
@@ -270,10 +297,10 @@ fn has_server_name(key: &[u8]) -> bool {
 }
 
 #[derive(Default)]
-struct Moment {
-    ts: Option<Micros>,
-    lsn: Lsn,
-    tx_id: Option<u64>,
+pub(super) struct Moment {
+    pub(super) ts: Option<Micros>,
+    pub(super) lsn: Lsn,
+    pub(super) tx_id: Option<u64>,
 }
 
 /// What `source` says of time and place. Absent and null are fine; a number that cannot be read is not: taking
@@ -320,7 +347,7 @@ fn moment(source: &str) -> Result<Moment, &'static str> {
 }
 
 /// A JSON integer, or the same as a string: documented samples have both.
-fn integer(token: &str) -> Option<i64> {
+pub(super) fn integer(token: &str) -> Option<i64> {
     let token = token.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(token);
     token.parse().ok()
 }

@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use serde_json::value::RawValue;
-
 use super::token::{Fields, Token};
 use crate::core::value::number;
 
@@ -16,10 +14,10 @@ pub fn row_key(key: Option<&[u8]>) -> Result<Option<Box<str>>, &'static str> {
     if text == "null" {
         return Ok(None);
     }
-    let fields: Fields<'_> = serde_json::from_str(text).map_err(|_| "the key is not a JSON object")?;
+    let fields = Fields::read(text).ok_or("the key is not a JSON object")?;
     let fields = match unwrapped(&fields.0) {
         Some("null") => return Ok(None),
-        Some(inner) => serde_json::from_str::<Fields<'_>>(inner).map_err(|_| "the key's payload is not an object")?.0,
+        Some(inner) => Fields::read(inner).ok_or("the key's payload is not an object")?.0,
         None => fields.0,
     };
     let read = |(name, raw)| column_text(raw).map(|text| (name, text));
@@ -46,18 +44,18 @@ pub fn joined(mut columns: Vec<(Cow<'_, str>, String)>) -> Result<Box<str>, &'st
 
 /// The `payload` of `{"schema":…,"payload":{…}}`. A key with two columns of just these names and scalar values
 /// is taken for what it is.
-fn unwrapped<'a>(fields: &[(Cow<'a, str>, &'a RawValue)]) -> Option<&'a str> {
+fn unwrapped<'a>(fields: &[(Cow<'a, str>, &'a str)]) -> Option<&'a str> {
     let [a, b] = fields else { return None };
     let (schema, payload) = match (a.0.as_ref(), b.0.as_ref()) {
-        ("schema", "payload") => (a.1.get(), b.1.get()),
-        ("payload", "schema") => (b.1.get(), a.1.get()),
+        ("schema", "payload") => (a.1, b.1),
+        ("payload", "schema") => (b.1, a.1),
         _ => return None,
     };
     let wrapper = (schema.starts_with('{') || schema == "null") && (payload.starts_with('{') || payload == "null");
     wrapper.then_some(payload)
 }
 
-fn column_text(raw: &RawValue) -> Result<String, &'static str> {
+fn column_text(raw: &str) -> Result<String, &'static str> {
     match Token::read(raw).ok_or("a key column cannot be stored as text")? {
         Token::Null => Err("a key column is null"),
         Token::Bool(b) => Ok(if b { "t" } else { "f" }.to_owned()),

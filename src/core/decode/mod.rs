@@ -14,6 +14,8 @@ mod encoding;
 mod envelope;
 mod key;
 mod placeholder;
+mod quick;
+mod scan;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -22,8 +24,11 @@ mod token;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use xxhash_rust::xxh3::xxh3_64;
+
 pub use envelope::{Envelope, Ignored, Peek, Source, Span, peek};
 pub use key::row_key;
+pub use quick::Print;
 
 use super::event::{Class, Column, Event, Op, Row};
 use super::ids;
@@ -31,6 +36,7 @@ use super::value::{Kind, Value};
 use columns::{Columns, Draft};
 use encoding::Encoding;
 use placeholder::Placeholder;
+use quick::Layout;
 use schema::Blocks;
 use token::{Fields, Token};
 
@@ -215,6 +221,9 @@ pub struct Decoder {
     blocks: Blocks,
     placeholder: Placeholder,
     identity: Option<ResolvedIdentity>,
+    layout: Layout,
+    /// What the layout was learned from: the columns' order and classes, and the schema block.
+    learned: (u64, u64),
 }
 
 impl Decoder {
@@ -232,8 +241,15 @@ impl Decoder {
             blocks: Blocks::default(),
             placeholder: Placeholder::new(&rules.placeholder),
             identity,
+            layout: Layout::default(),
+            learned: (0, 0),
             rules,
         }
+    }
+
+    /// Has looks at rows print what they may repeat ([`Print`]). `seed` is chance, new with every process.
+    pub fn print_rows(&mut self, object_id: i16, seed: u64) {
+        self.layout.enable(object_id, seed);
     }
 
     /// The columns met so far. Append-only; a kind may be refined (see [`Self::revision`]).
@@ -273,9 +289,10 @@ impl Decoder {
         self.columns.undeclared_numbers()
     }
 
-    /// [`peek`], with the same result but much faster for a message that carries the schema block of the last one.
+    /// [`peek`], with the same result but much faster for a message that carries the schema block of the last one, and
+    /// with a print of rows that are laid out as the last one.
     pub fn peek(&self, key: Option<&[u8]>, payload: Option<&[u8]>) -> Peek {
-        envelope::peek_after_block(self.blocks.last(), key, payload)
+        envelope::peek_as_before(self.blocks.last(), &self.layout, key, payload)
     }
 
     /// Decodes a message that was looked at; `key` and `payload` must be the same bytes.
@@ -306,7 +323,7 @@ impl Decoder {
             Some(span) => {
                 let text =
                     span.text(payload).ok_or_else(|| DecodeError::new(Reason::WrongMessage, "the row is elsewhere"))?;
-                serde_json::from_str(text).map_err(|_| DecodeError::new(Reason::BadRow, "the row cannot be read"))?
+                Fields::read(text).ok_or_else(|| DecodeError::new(Reason::BadRow, "the row cannot be read"))?
             }
             None => Fields(Vec::new()),
         };
@@ -348,6 +365,12 @@ impl Decoder {
             self.identity = Some(resolved);
         }
         self.columns.apply(changes);
+        let block = envelope.schema.and_then(|span| span.text(payload)).map_or(0, |text| xxh3_64(text.as_bytes()));
+        let now = (self.columns.shape(), block);
+        if self.learned != now {
+            self.learned = now;
+            self.layout.learn(&self.columns, self.identity.as_ref());
+        }
         let Envelope { op, ts, lsn, tx_id, .. } = *envelope;
         Ok(Event { op, key, identity, lsn, ts, tx_id, row })
     }
@@ -403,7 +426,7 @@ fn deleted_identity(
     draft: &Draft<'_>,
     placeholder: &Placeholder,
 ) -> Result<Option<Box<str>>, DecodeError> {
-    let shown = |name: &str| fields.0.iter().any(|(field, raw)| field == name && raw.get() != "null");
+    let shown = |name: &str| fields.0.iter().any(|(field, raw)| field == name && *raw != "null");
     match resolved {
         ResolvedIdentity::Sfid if !shown("sfid") => Ok(None),
         ResolvedIdentity::Columns(names) if !names.iter().all(|name| shown(name)) => Ok(None),
@@ -412,7 +435,7 @@ fn deleted_identity(
 }
 
 /// The 18-character id in a `sfid` field; null and empty mean that Salesforce has not given one yet.
-fn sfid(raw: &serde_json::value::RawValue) -> Result<Option<Box<str>>, DecodeError> {
+fn sfid(raw: &str) -> Result<Option<Box<str>>, DecodeError> {
     match Token::read(raw) {
         Some(Token::Null) => Ok(None),
         Some(Token::String(text)) if text.is_empty() => Ok(None),
@@ -430,7 +453,7 @@ fn unstorable(column: &str) -> DecodeError {
 /// Finds the record of a message that could not be decoded as a whole.
 fn with_sfid(mut error: DecodeError, envelope: &Envelope, payload: &[u8]) -> DecodeError {
     let row = envelope.after.or(envelope.before).and_then(|span| span.text(payload));
-    let fields = row.and_then(|text| serde_json::from_str::<Fields<'_>>(text).ok());
+    let fields = row.and_then(Fields::read);
     let found = fields
         .and_then(|fields| fields.0.iter().find(|(name, _)| name == "sfid").and_then(|(_, raw)| sfid(raw).ok()?));
     error.sfid = found.map(String::from);

@@ -7,6 +7,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::scan;
+
 /// One JSON value as it stands in a message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Token<'a> {
@@ -23,10 +25,9 @@ pub enum Token<'a> {
 }
 
 impl<'a> Token<'a> {
-    /// Reads a complete JSON value; `None` if its string has no text that PostgreSQL could hold (NUL, half a
+    /// Reads one complete JSON value, which the caller knows to be one; `None` if its string has no text that PostgreSQL could hold (NUL, half a
     /// surrogate pair).
-    pub fn read(raw: &'a RawValue) -> Option<Self> {
-        let text = raw.get();
+    pub fn read(text: &'a str) -> Option<Self> {
         Some(match text.as_bytes().first()? {
             b'n' => Self::Null,
             b't' => Self::Bool(true),
@@ -84,8 +85,20 @@ fn compact(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().filter(|&c| !drop(c)).collect())
 }
 
-/// An object's fields in the order of the message.
-pub struct Fields<'a>(pub Vec<(Cow<'a, str>, &'a RawValue)>);
+/// An object's fields in the order of the message: names, and values as they stand there.
+pub struct Fields<'a>(pub Vec<(Cow<'a, str>, &'a str)>);
+
+impl<'a> Fields<'a> {
+    /// The fields of a JSON object; `None` if the text is none.
+    pub fn read(text: &'a str) -> Option<Self> {
+        let mut fields = Vec::with_capacity(32);
+        let end = scan::fields(text.as_bytes(), 0, |name, start, end| {
+            fields.push((Cow::Borrowed(std::str::from_utf8(name).ok()?), text.get(start..end)?));
+            Some(())
+        });
+        if end == Some(text.len()) { Some(Self(fields)) } else { serde_json::from_str(text).ok() }
+    }
+}
 
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -103,7 +116,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
                 let mut fields = Vec::with_capacity(32);
                 while let Some(Name(name)) = map.next_key()? {
-                    fields.push((name, map.next_value()?));
+                    fields.push((name, map.next_value::<&'de RawValue>()?.get()));
                 }
                 Ok(Fields(fields))
             }
@@ -117,7 +130,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Option<Token<'_>> {
-        Token::read(serde_json::from_str(text).unwrap())
+        Token::read(serde_json::from_str::<&RawValue>(text).unwrap().get())
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Whether a row says anything new, and what a re-insert makes of the delete before it (protocol D11, D17).
 
-use std::collections::HashMap;
-
 use super::{Arrival, Judge};
 use crate::core::batch::Cancel;
 use crate::core::event::{FieldNo, Micros, Op};
@@ -9,21 +7,6 @@ use crate::core::format::VersionOp;
 use crate::core::position::Counter;
 use crate::core::record::{CHAIN, key_hash};
 use crate::core::value::Value;
-
-/// Last seen hashes of status and system columns, to tell apart why nothing changed. Best effort, bounded.
-#[derive(Debug, Default)]
-pub struct SideHashes(HashMap<i64, (u32, u32)>);
-
-impl SideHashes {
-    const MOST: usize = 1 << 18;
-
-    pub(super) fn swap(&mut self, key: i64, now: (u32, u32)) -> Option<(u32, u32)> {
-        if self.0.len() >= Self::MOST {
-            self.0.clear();
-        }
-        self.0.insert(key, now)
-    }
-}
 
 /// How the fields of an event differ from the image.
 #[derive(Debug, Default)]
@@ -170,7 +153,8 @@ impl Judge<'_> {
         let now = (row.status_hash, row.system_hash);
         let record = self.record(identity);
         let stored = (record.status_hash, record.system_hash);
-        let before = self.side.swap(key_hash(self.object.object_id, identity), now).unwrap_or(stored);
+        // Best effort: the image keeps them as of its newest version, the front as of the last event.
+        let before = self.front.sides(key_hash(self.object.object_id, identity)).unwrap_or(stored);
         if before.1 != now.1 {
             Counter::NoopSystem
         } else if before.0 != now.0 {
@@ -182,7 +166,6 @@ impl Judge<'_> {
 
     pub(super) fn remember_hashes(&mut self, arrival: &Arrival<'_>, identity: &str) {
         let now = (arrival.event.row.status_hash, arrival.event.row.system_hash);
-        self.side.swap(key_hash(self.object.object_id, identity), now);
         let record = self.record(identity);
         (record.status_hash, record.system_hash) = now;
     }

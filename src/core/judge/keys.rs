@@ -13,6 +13,7 @@ impl Judge<'_> {
         let number = self.batch.number();
         self.overlay.record_mut(identity).expect("looked up before").dirty = Some(number);
         self.batch.change_record(identity);
+        self.front.forget(key_hash(self.object.object_id, identity));
     }
 
     /// The record lives at this position from here on, and what is older than this event is old. The floor moves as one

@@ -8,13 +8,13 @@ mod content;
 mod keys;
 mod write;
 
-pub use content::SideHashes;
-
 use std::collections::HashMap;
 
 use crate::core::batch::OpenBatch;
+use crate::core::decode::Print;
 use crate::core::event::{Event, FieldNo, Micros, Op};
 use crate::core::format::VersionOp;
+use crate::core::front::Front;
 use crate::core::order::{Last, Place, Verdict, verdict};
 use crate::core::overlay::{Overlay, PendingRow};
 use crate::core::position::{Counter, PositionId};
@@ -82,6 +82,8 @@ pub struct Arrival<'a> {
     pub event: &'a Event,
     /// Its visible fields by number, ascending.
     pub fields: Vec<(FieldNo, Value)>,
+    /// What a later event may repeat of it.
+    pub print: Option<Print>,
 }
 
 /// Something to look up first.
@@ -101,8 +103,8 @@ pub struct Judge<'a> {
     pub overlay: &'a mut Overlay,
     /// What is to be written.
     pub batch: &'a mut OpenBatch,
-    /// No-op reasons.
-    pub side: &'a mut SideHashes,
+    /// What need not be judged.
+    pub front: &'a mut Front,
 }
 
 /// Attributes of the row that travel with a version.
@@ -240,9 +242,24 @@ impl Judge<'_> {
             self.first_version(arrival, identity, waiting);
             let created = self.record(identity).head.as_ref().is_some_and(|head| head.op != VersionOp::Baseline);
             self.remember_hashes(arrival, identity);
+            self.remember_print(arrival, identity, decision);
             return Ok(if created { Counter::Delta } else { Counter::Baseline });
         }
-        Ok(self.content(arrival, identity))
+        let outcome = self.content(arrival, identity);
+        self.remember_print(arrival, identity, decision);
+        Ok(outcome)
+    }
+
+    /// The event's content was judged, in turn: an equal one that follows changes nothing.
+    fn remember_print(&mut self, arrival: &Arrival<'_>, identity: &str, decision: Verdict) {
+        // Snapshot reads have no place in the log; after a database was replaced, LSNs are not comparable.
+        if let Some(print) = &arrival.print
+            && decision == Verdict::Judge
+            && arrival.event.op != Op::Read
+            && print.record == key_hash(self.object.object_id, identity)
+        {
+            self.front.remember(arrival.position_id, print, arrival.event.lsn);
+        }
     }
 
     /// The insert half of a primary-key change whose delete half was just judged: same LSN, same partition,

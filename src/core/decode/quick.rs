@@ -1,0 +1,275 @@
+//! The quick look at a row event: envelope and row in one pass, by what the rows before looked like.
+//!
+//! Most events of a Connect table repeat what is known, apart from stamps and status columns. So the visible part of
+//! a row is hashed on the way, around the columns that never cause a delta: the [hash front](crate::core::front)
+//! tells a repeat by it, without the row being decoded at all. Only a row laid out exactly as the last decoded one
+//! is hashed; any other one, and whatever [`scan`] does not accept, goes the long way.
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
+
+use super::ResolvedIdentity;
+use super::columns::Columns;
+use super::envelope::{Envelope, Moment, Span, integer};
+use super::scan;
+use crate::core::event::{Class, Op};
+use crate::core::record::key_hash;
+
+/// What a row repeats, if it repeats something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Print {
+    /// [`key_hash`] of the record, if the row names it in canonical form.
+    pub record: i64,
+    /// Hash of the key and of everything visible, as it stands in the message.
+    pub content: u128,
+    /// Hash of the status columns.
+    pub status: u32,
+    /// Hash of the system columns.
+    pub system: u32,
+}
+
+/// How a column takes part in the print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Content,
+    Status,
+    System,
+    /// The `sfid` column.
+    Identity,
+    /// `id`, which the key has, and what configuration excludes.
+    Nothing,
+}
+
+#[derive(Debug, Clone)]
+struct Slot {
+    /// `"name":`
+    name: Box<[u8]>,
+    part: Part,
+    /// For status and system columns, see [`side_hash`].
+    name_hash: u64,
+}
+
+/// What one status or system column adds to the hash of its kind. The order of columns must not matter, hence a sum.
+pub(super) fn side_hash(name_hash: u64, raw: &[u8]) -> u64 {
+    xxh3_64(raw).rotate_left(23) ^ name_hash
+}
+
+/// A sum of [`side_hash`]es as it is kept.
+pub(super) fn fold(sum: u64) -> u32 {
+    (sum ^ sum >> 32) as u32
+}
+
+/// The columns of a row in their order.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Layout {
+    fields: Vec<Slot>,
+    object_id: i16,
+    seed: u64,
+    by_key: bool,
+    ready: bool,
+}
+
+impl Layout {
+    /// Prints are made for this object from now on. `seed` must not be known to whoever writes the rows, who could
+    /// otherwise craft two values of one hash.
+    pub(super) fn enable(&mut self, object_id: i16, seed: u64) {
+        self.object_id = object_id;
+        self.seed = seed;
+        self.ready = true;
+    }
+
+    /// Follows the row that was decoded last. Prints made before are not comparable with those made after.
+    pub(super) fn learn(&mut self, columns: &Columns, identity: Option<&ResolvedIdentity>) {
+        self.seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+        self.fields.clear();
+        self.by_key = match identity {
+            Some(ResolvedIdentity::Sfid) => false,
+            Some(ResolvedIdentity::Key) => true,
+            // Identities made of columns are rare: those rows go the long way.
+            Some(ResolvedIdentity::Columns(_)) | None => return,
+        };
+        for column in columns.in_order() {
+            let part = match column.class {
+                _ if !self.by_key && &*column.name == "sfid" => Part::Identity,
+                Class::Visible => Part::Content,
+                Class::System => Part::System,
+                Class::Status if column.name.starts_with("_hc_") => Part::Status,
+                Class::Status | Class::Excluded => Part::Nothing,
+            };
+            // A name that JSON writes with escapes does not match, which only costs speed.
+            let name = format!("\"{}\":", column.name).into_bytes().into();
+            self.fields.push(Slot { name, part, name_hash: xxh3_64(column.name.as_bytes()) });
+        }
+    }
+
+    /// The print of a row that starts at `at`.
+    fn print(&self, key: &[u8], text: &[u8], at: usize) -> Option<(usize, Print)> {
+        let mut at = scan::byte(text, at, b'{')?;
+        let mut run = at;
+        let mut content = u128::from(xxh3_64(key) ^ self.seed);
+        let (mut status, mut system) = (0u64, 0u64);
+        let mut identity = None;
+        let last = self.fields.len().checked_sub(1)?;
+        for (nth, Slot { name, part, name_hash }) in self.fields.iter().enumerate() {
+            if !text.get(at..)?.starts_with(name) {
+                return None;
+            }
+            let start = at + name.len();
+            let end = scan::value(text, start)?;
+            if *part != Part::Content {
+                if run < at {
+                    content = chain(content, text.get(run..at)?);
+                }
+                run = end;
+                match part {
+                    Part::Status => status = status.wrapping_add(side_hash(*name_hash, text.get(start..end)?)),
+                    Part::System => system = system.wrapping_add(side_hash(*name_hash, text.get(start..end)?)),
+                    Part::Identity => identity = Some(text.get(start..end)?),
+                    Part::Content | Part::Nothing => {}
+                }
+            }
+            at = scan::byte(text, end, if nth == last { b'}' } else { b',' })?;
+        }
+        if run < at {
+            content = chain(content, text.get(run..at)?);
+        }
+        let record = if self.by_key { number_of(key)? } else { id_of(identity?)? };
+        content = chain(content, record.as_bytes());
+        let record = key_hash(self.object_id, record);
+        Some((at, Print { record, content, status: fold(status), system: fold(system) }))
+    }
+}
+
+/// Hashes one more run of bytes into a hash.
+fn chain(before: u128, bytes: &[u8]) -> u128 {
+    let seed = (before as u64) ^ ((before >> 64) as u64).rotate_left(32);
+    xxh3_128_with_seed(bytes, seed)
+}
+
+/// The id in a JSON string, if it is in canonical form by its looks.
+fn id_of(token: &[u8]) -> Option<&str> {
+    let inner = token.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    let canonical = inner.len() == 18 && inner.iter().all(u8::is_ascii_alphanumeric);
+    std::str::from_utf8(inner).ok().filter(|_| canonical)
+}
+
+/// The one number in a key without schema, `{"id":15}`.
+fn number_of(key: &[u8]) -> Option<&str> {
+    let (end, _) = scan::string(key, 1).filter(|_| key.first() == Some(&b'{'))?;
+    let digits = key.get(end + 1..)?.strip_suffix(b"}")?;
+    let plain = digits.len() < 19 && digits.iter().all(u8::is_ascii_digit) && *digits.first()? != b'0';
+    std::str::from_utf8(digits).ok().filter(|_| plain && key.get(end) == Some(&b':'))
+}
+
+/// Reads a message's envelope, and its row's print if the row is laid out as expected. `at` is where the envelope
+/// starts in `text`: behind a known schema block or at the start. `None`: not accepted here, which says nothing.
+pub(super) fn look(layout: &Layout, key: Option<&[u8]>, text: &[u8], at: usize) -> Option<(usize, Envelope)> {
+    let (mut before, mut after, mut source, mut op) = (None, None, None, None);
+    let mut print = None;
+    let mut open = scan::byte(text, at, b'{')?;
+    let end = loop {
+        let (end, escaped) = scan::string(text, open)?;
+        let name = text.get(open + 1..end - 1).filter(|_| !escaped)?;
+        let start = scan::byte(text, end, b':')?;
+        let (slot, end) = match name {
+            b"after" => {
+                let quick = if layout.ready { key.and_then(|key| layout.print(key, text, start)) } else { None };
+                match quick {
+                    Some((end, found)) => {
+                        print = Some(found);
+                        (&mut after, end)
+                    }
+                    None => (&mut after, scan::value(text, start)?),
+                }
+            }
+            b"before" => (&mut before, scan::value(text, start)?),
+            b"source" => {
+                let (end, moment) = moment(text, start)?;
+                if source.replace((start, end, moment)).is_some() {
+                    return None;
+                }
+                (&mut None, end)
+            }
+            b"op" => (&mut op, scan::value(text, start)?),
+            // A message with a block that is not the last one, or something else altogether.
+            b"schema" | b"payload" => return None,
+            _ => (&mut None, scan::value(text, start)?),
+        };
+        if slot.replace((start, end)).is_some() {
+            return None;
+        }
+        match *text.get(end)? {
+            b',' => open = end + 1,
+            b'}' => break end + 1,
+            _ => return None,
+        }
+    };
+    let part = |range: (usize, usize)| text.get(range.0..range.1);
+    let op = match part(op?)? {
+        b"\"c\"" => Op::Create,
+        b"\"u\"" => Op::Update,
+        b"\"d\"" => Op::Delete,
+        b"\"r\"" => Op::Read,
+        _ => return None,
+    };
+    let row = |range: Option<(usize, usize)>| match range.and_then(part)? {
+        [b'{', ..] => Some(Some(range?)),
+        b"null" => Some(None),
+        _ => None,
+    };
+    let span = |(start, end)| Span::new(start, end);
+    let (after, before) = match op {
+        Op::Delete => (None, if before.is_some() { row(before)? } else { None }),
+        _ => (Some(row(after)??), None),
+    };
+    let (start, source_end, moment) = source?;
+    let envelope = Envelope {
+        op,
+        ts: moment.ts,
+        lsn: if op == Op::Read { 0 } else { moment.lsn },
+        tx_id: moment.tx_id,
+        after: after.map(span).map_or(Some(None), |span| span.map(Some))?,
+        before: before.map(span).map_or(Some(None), |span| span.map(Some))?,
+        source: Span::new(start, source_end)?,
+        schema: None,
+        print: print.filter(|_| op != Op::Delete),
+    };
+    Some((end, envelope))
+}
+
+/// `source`, read as the long way reads it; `None` where that would find fault.
+fn moment(text: &[u8], at: usize) -> Option<(usize, Moment)> {
+    let (mut us, mut ns, mut ms, mut lsn, mut tx_id, mut table) = (None, None, None, None, None, false);
+    let mut seen = 0u8;
+    let end = scan::fields(text, at, |name, start, end| {
+        let raw = text.get(start..end)?;
+        let (slot, bit) = match name {
+            b"ts_us" => (&mut us, 1),
+            b"ts_ns" => (&mut ns, 2),
+            b"ts_ms" => (&mut ms, 4),
+            b"lsn" => (&mut lsn, 8),
+            b"txId" => (&mut tx_id, 16),
+            b"table" => {
+                table = raw.len() > 2 && raw.first() == Some(&b'"');
+                return Some(());
+            }
+            _ => return Some(()),
+        };
+        if seen & bit != 0 {
+            return None;
+        }
+        seen |= bit;
+        if raw != b"null" {
+            *slot = Some(integer(std::str::from_utf8(raw).ok()?)?);
+        }
+        Some(())
+    })?;
+    let unsigned = |number: Option<i64>| number.map_or(Some(None), |n| u64::try_from(n).ok().map(Some));
+    let ts = match (us, ns, ms) {
+        (Some(us), ..) => Some(us),
+        (None, Some(ns), _) => Some(ns.div_euclid(1000)),
+        (None, None, Some(ms)) => Some(ms.checked_mul(1000)?),
+        (None, None, None) => None,
+    };
+    let moment = Moment { ts, lsn: unsigned(lsn)?.unwrap_or(0), tx_id: unsigned(tx_id)? };
+    table.then_some((end, moment))
+}
