@@ -38,6 +38,16 @@ test: ## Formatting, lints, licences, and all tests on real Kafka, PostgreSQL an
 	@$(MAKE) deny
 	cargo test --locked --workspace --no-fail-fast --features java-tests $(ARGS)
 
+# The dev profile, with the project's own code compiled for speed: what is set here is set for all dependencies
+# anyway (see Cargo.toml), so RocksDB is not compiled again. Incremental code would not be inlined across its pieces.
+BENCH := CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_OPT_LEVEL=3 CARGO_PROFILE_DEV_CODEGEN_UNITS=16 \
+  CARGO_PROFILE_DEV_DEBUG_ASSERTIONS=false CARGO_PROFILE_DEV_OVERFLOW_CHECKS=false cargo bench --profile dev
+
+.PHONY: bench
+bench: ## Throughput and CPU on real Kafka and PostgreSQL, against rivals; ARGS="--quick", ARGS="--help"
+	@.ci/packages test
+	@$(BENCH) --features java-tests --bench pipeline -- $(ARGS)
+
 .PHONY: fmt
 fmt: ## Formats all code
 	cargo fmt --all

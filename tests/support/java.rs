@@ -10,9 +10,23 @@ use afterimage::demo::child::{self, LastSignal};
 const WORKERS_OWN: [&str; 7] =
     ["connect-api-", "kafka-clients-", "slf4j-api-", "jakarta.ws.rs-api-", "zstd-jni-", "lz4-java-", "snappy-java-"];
 
-/// Small heaps and no second compiler tier: quick to start, and several fit on a small machine. Not for benches.
-const JVM: [&str; 5] =
-    ["-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-Djava.awt.headless=true"];
+/// How a JVM is run, besides the size of its heap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Jvm {
+    /// Small at the start and no second compiler tier: quick to start, and several fit on a small machine.
+    Quick,
+    /// As a server is run: both compilers, and the collector that Kafka's own scripts choose. For benches.
+    Server,
+}
+
+impl Jvm {
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Jvm::Quick => &["-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"],
+            Jvm::Server => &["-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-XX:InitiatingHeapOccupancyPercent=35"],
+        }
+    }
+}
 
 /// The class path of broker, Connect worker and converters.
 pub fn runtime_class_path() -> String {
@@ -43,7 +57,12 @@ pub fn debezium_plugins(version: &str) -> PathBuf {
 
 /// Starts a JVM that dies with this process; its output goes to the end of `log`.
 pub fn spawn(heap: &str, class_path: &str, main: &str, args: &[&Path], log: &Path) -> Child {
-    child::spawn_bound(command(heap, class_path, main, args, log), LastSignal::Kill).expect("java")
+    spawn_as(Jvm::Quick, heap, class_path, main, args, log)
+}
+
+/// [`spawn`] of another kind of JVM.
+pub fn spawn_as(jvm: Jvm, heap: &str, class_path: &str, main: &str, args: &[&Path], log: &Path) -> Child {
+    child::spawn_bound(command(jvm, heap, class_path, main, args, log), LastSignal::Kill).expect("java")
 }
 
 /// Runs a JVM to its end.
@@ -52,7 +71,7 @@ pub fn spawn(heap: &str, class_path: &str, main: &str, args: &[&Path], log: &Pat
 /// When it fails, with its log.
 pub fn run(class_path: &str, main: &str, args: &[&str], log: &Path) {
     let args: Vec<&Path> = args.iter().map(Path::new).collect();
-    let status = command("256m", class_path, main, &args, log).status().expect("java");
+    let status = command(Jvm::Quick, "256m", class_path, main, &args, log).status().expect("java");
     assert!(status.success(), "{main} ended with {status}:\n{}", tail(log));
 }
 
@@ -68,10 +87,10 @@ pub fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/java").join(name)
 }
 
-fn command(heap: &str, class_path: &str, main: &str, args: &[&Path], log: &Path) -> Command {
+fn command(jvm: Jvm, heap: &str, class_path: &str, main: &str, args: &[&Path], log: &Path) -> Command {
     let out = File::options().create(true).append(true).open(log).expect("a log file");
     let mut command = Command::new("java");
-    command.args(JVM).arg(format!("-Xmx{heap}"));
+    command.args(jvm.options()).arg("-Djava.awt.headless=true").arg(format!("-Xmx{heap}"));
     command.arg(format!("-Dlog4j2.configurationFile={}", file("log4j2.xml").display()));
     command.arg("-cp").arg(class_path).arg(main).args(args);
     command.stdin(Stdio::null()).stdout(out.try_clone().expect("a log file")).stderr(out);

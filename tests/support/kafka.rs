@@ -35,7 +35,15 @@ pub struct Broker {
     jvm: Option<Child>,
     dir: ScratchDir,
     port: u16,
+    kind: Kind,
     producer: OnceLock<FutureProducer>,
+}
+
+/// What a broker is for.
+#[derive(Clone, Copy)]
+enum Kind {
+    Test,
+    Bench,
 }
 
 /// A message on its way into a topic, or read back from one.
@@ -91,9 +99,21 @@ impl Broker {
     /// # Panics
     /// When it does not come up, with its log.
     pub fn start() -> Broker {
+        Broker::start_as(Kind::Test)
+    }
+
+    /// A broker with the memory, threads and compiler of a server: one that does not hold up what is measured.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_for_bench() -> Broker {
+        Broker::start_as(Kind::Bench)
+    }
+
+    fn start_as(kind: Kind) -> Broker {
         scratch::sweep_stale(PREFIX);
-        let mut broker =
-            Broker { jvm: None, dir: ScratchDir::create(PREFIX).unwrap(), port: 0, producer: OnceLock::new() };
+        let dir = ScratchDir::create(PREFIX).unwrap();
+        let mut broker = Broker { jvm: None, dir, port: 0, kind, producer: OnceLock::new() };
         // Another process may take a port between its choice and the broker's bind; each try has its own directory,
         // because the quorum's address is written into the log.
         for attempt in 0.. {
@@ -112,6 +132,14 @@ impl Broker {
     /// `host:port` for clients.
     pub fn bootstrap(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The process.
+    ///
+    /// # Panics
+    /// When it was killed.
+    pub fn pid(&self) -> u32 {
+        self.jvm.as_ref().expect("running").id()
     }
 
     /// kill -9, and waits for the end. Clients see their connections break.
@@ -299,6 +327,13 @@ impl Broker {
             .replace("@PORT@", &self.port.to_string())
             .replace("@CONTROLLER_PORT@", &controller_port.to_string())
             .replace("@DIR@", dir.to_str().unwrap());
+        let properties = match self.kind {
+            Kind::Test => properties,
+            // The last word on a name counts; these are Kafka's own defaults.
+            Kind::Bench => {
+                properties + "num.network.threads=3\nnum.io.threads=8\nlog.retention.check.interval.ms=300000\n"
+            }
+        };
         fs::write(self.properties(), properties).unwrap();
         let properties = self.properties();
         let args = ["format", "-t", CLUSTER_ID, "-c", properties.to_str().unwrap()];
@@ -307,7 +342,12 @@ impl Broker {
 
     fn launch(&self) -> Child {
         let _ = fs::remove_file(self.log());
-        java::spawn("256m", &java::runtime_class_path(), "kafka.Kafka", &[&self.properties()], &self.log())
+        let (jvm, heap) = match self.kind {
+            Kind::Test => (java::Jvm::Quick, "256m"),
+            Kind::Bench => (java::Jvm::Server, "1g"),
+        };
+        let properties = self.properties();
+        java::spawn_as(jvm, heap, &java::runtime_class_path(), "kafka.Kafka", &[&properties], &self.log())
     }
 
     /// Ready: a metadata request answers, and a group's coordinator is found. The first request for a coordinator
