@@ -5,8 +5,10 @@
 //! [`decode_record`] and [`Mark::decode`] only: they refuse forms of a later release and shapes that the
 //! protocol allows but no release writes, so that damage is a typed error, never a wrong image.
 
+mod image;
 mod mark;
 
+pub use image::{FieldValue, fields, put_field};
 pub use mark::Mark;
 
 /// The generated messages, as they stand on the wire.
@@ -18,7 +20,7 @@ pub mod v1 {
 use prost::Message;
 
 /// The form of [`v1::Record`] that this release writes, and the greatest that it reads.
-pub const RECORD_FORMAT: u32 = 1;
+pub const RECORD_FORMAT: u32 = 2;
 /// The form of [`v1::Mark`] that this release writes, and the greatest that it reads.
 pub const MARK_FORMAT: u32 = 1;
 
@@ -59,7 +61,7 @@ pub fn encode_record(record: &mut v1::Record) -> Vec<u8> {
     record.encode_to_vec()
 }
 
-/// The record in these bytes.
+/// The record in these bytes. One of form 1 comes in the form of this release; the packed image is read by [`fields`].
 ///
 /// # Errors
 /// [`WireError::Future`] for a later form; otherwise anything that [`encode_record`] can't have written from a
@@ -67,9 +69,12 @@ pub fn encode_record(record: &mut v1::Record) -> Vec<u8> {
 /// `prev` without a delete before it.
 pub fn decode_record(bytes: &[u8]) -> Result<v1::Record, WireError> {
     const MESSAGE: &str = "record";
-    let record = v1::Record::decode(bytes).map_err(|source| WireError::Malformed { message: MESSAGE, source })?;
+    let mut record = v1::Record::decode(bytes).map_err(|source| WireError::Malformed { message: MESSAGE, source })?;
     check_format(MESSAGE, record.format, RECORD_FORMAT)?;
     let damaged = |detail| Err(WireError::Damaged { message: MESSAGE, detail });
+    if record.format > 1 && !record.fields.is_empty() {
+        return damaged("fields beside a packed image");
+    }
     let mut last = 0;
     for field in &record.fields {
         if field.no <= last || field.no > i32::from(i16::MAX) {
@@ -88,6 +93,18 @@ pub fn decode_record(bytes: &[u8]) -> Result<v1::Record, WireError> {
     }
     if record.prev.is_some() && record.head.as_ref().is_none_or(|head| head.op() != v1::VersionOp::Delete) {
         return damaged("a previous version beside a head that is no delete");
+    }
+    if record.format == 1 {
+        record.image.clear();
+        for field in std::mem::take(&mut record.fields) {
+            let value = match &field.value {
+                Some(v1::field::Value::Text(text)) => FieldValue::Text(text),
+                Some(v1::field::Value::Null(_)) => FieldValue::Null,
+                Some(v1::field::Value::Unknown(_)) | None => FieldValue::Unknown,
+            };
+            put_field(&mut record.image, field.no as i16, value);
+        }
+        record.format = RECORD_FORMAT;
     }
     Ok(record)
 }

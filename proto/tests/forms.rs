@@ -1,7 +1,7 @@
 //! The stored forms: what was written is read, what was not written is refused, and no bytes panic.
 
 use afterimage_proto::{
-    MARK_FORMAT, Mark, RECORD_FORMAT, WireError, decode_record, encode_record,
+    FieldValue, MARK_FORMAT, Mark, RECORD_FORMAT, WireError, decode_record, encode_record, fields, put_field,
     v1::{self, field::Value},
 };
 use proptest::{option, prelude::*};
@@ -32,15 +32,24 @@ fn versions() -> impl Strategy<Value = (Option<v1::Version>, Option<v1::Version>
     ]
 }
 
-fn fields() -> impl Strategy<Value = Vec<v1::Field>> {
-    let value = prop_oneof![
-        ".*".prop_map(Value::Text),
-        Just(Value::Text(String::new())),
-        Just(Value::Null(true)),
-        Just(Value::Unknown(true)),
-    ];
-    proptest::collection::btree_map(1..=i32::from(i16::MAX), value, 0..40)
-        .prop_map(|fields| fields.into_iter().map(|(no, value)| v1::Field { no, value: Some(value) }).collect())
+fn packed(fields: &[(i16, FieldValue<'_>)]) -> Vec<u8> {
+    let mut image = Vec::new();
+    for (no, value) in fields {
+        put_field(&mut image, *no, *value);
+    }
+    image
+}
+
+fn image() -> impl Strategy<Value = Vec<u8>> {
+    let value = prop_oneof![".*".prop_map(Some), Just(Some(String::new())), Just(None)];
+    proptest::collection::btree_map(1..=i16::MAX, (value, any::<bool>()), 0..40).prop_map(|fields| {
+        let value = |(text, unknown): &(Option<String>, bool)| match text {
+            Some(text) => FieldValue::Text(text.clone().leak()),
+            None if *unknown => FieldValue::Unknown,
+            None => FieldValue::Null,
+        };
+        packed(&fields.iter().map(|(no, field)| (*no, value(field))).collect::<Vec<_>>())
+    })
 }
 
 prop_compose! {
@@ -51,14 +60,14 @@ prop_compose! {
         (head, prev) in versions(),
         stamp in option::of(any::<i64>()),
         modified_by in option::of(".*"),
-        fields in fields(),
+        image in image(),
         (status_hash, system_hash) in any::<(u32, u32)>(),
         deleted_key in option::of(".*"),
     ) -> v1::Record {
         let floor = floor.map(|(lsn, ts)| v1::Floor { lsn, ts });
         v1::Record {
-            format: RECORD_FORMAT, rid, row_key, floor, head, prev, stamp, modified_by, fields, status_hash, system_hash,
-            deleted_key,
+            format: RECORD_FORMAT, rid, row_key, floor, head, prev, stamp, modified_by, fields: Vec::new(), status_hash, system_hash,
+            deleted_key, image,
         }
     }
 }
@@ -76,7 +85,9 @@ proptest! {
     #[test]
     fn a_record_comes_back_as_it_was_written(record in record()) {
         let bytes = encode_record(&mut record.clone());
-        prop_assert_eq!(decode_record(&bytes), Ok(record));
+        prop_assert_eq!(decode_record(&bytes), Ok(record.clone()));
+        let read = fields(&record.image).unwrap();
+        prop_assert_eq!(packed(&read), record.image);
     }
 
     #[test]
@@ -87,6 +98,9 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = decode_record(&bytes);
+        if let Ok(read) = fields(&bytes) {
+            prop_assert!(read.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        }
         let _ = Mark::decode(&bytes);
     }
 
@@ -164,6 +178,29 @@ fn shapes_that_no_release_writes_are_damage() {
     assert!(matches!(Mark::decode(&mark.encode_to_vec()), Err(WireError::Damaged { .. })));
 }
 
+#[test]
+fn a_packed_image_that_no_release_writes_is_damage() {
+    let text = |no| (no, FieldValue::Text("a"));
+    assert_eq!(fields(&packed(&[text(1), text(300)])), Ok(vec![text(1), text(300)]));
+    for (name, image) in [
+        ("twice", packed(&[text(2), text(2)])),
+        ("falling", packed(&[text(2), text(1)])),
+        ("zero", packed(&[text(0)])),
+        ("cut off", vec![1, 9, b'a']),
+        ("no value", vec![1]),
+        ("beyond int2", vec![0x80, 0x80, 2, 0]),
+        ("not a text", vec![1, 3, 0xff]),
+    ] {
+        assert!(matches!(fields(&image), Err(WireError::Damaged { .. })), "{name}");
+    }
+    let both = v1::Record {
+        format: 2,
+        fields: vec![v1::Field { no: 1, value: Some(Value::Null(true)) }],
+        ..Default::default()
+    };
+    assert!(matches!(decode_record(&both.encode_to_vec()), Err(WireError::Damaged { .. })));
+}
+
 /// The bytes of the first release. If this fails, old stores can't be read: raise the form, don't edit the bytes.
 #[test]
 fn form_1_keeps_its_bytes() {
@@ -185,7 +222,7 @@ fn form_1_keeps_its_bytes() {
         offset: 8,
         recorded: 9,
     };
-    let mut record = v1::Record {
+    let record = v1::Record {
         format: 1,
         rid: 4,
         row_key: Some("9001".into()),
@@ -203,6 +240,7 @@ fn form_1_keeps_its_bytes() {
         status_hash: 0x0403_0201,
         system_hash: 0,
         deleted_key: Some("9".into()),
+        image: Vec::new(),
     };
     let version_tail = [0x18, 3, 0x20, 0, 0x28, 1, 0x30, 1, 0x38, 7, 0x40, 8, 0x48, 18];
     let record_bytes = [
@@ -217,6 +255,21 @@ fn form_1_keeps_its_bytes() {
         &[0x55, 1, 2, 3, 4, 0x62, 1, b'9'],
     ]
     .concat();
-    assert_eq!(encode_record(&mut record), record_bytes);
-    assert_eq!(decode_record(&record_bytes), Ok(record));
+    assert_eq!(record.encode_to_vec(), record_bytes);
+    let read = decode_record(&record_bytes).unwrap();
+    let image =
+        [(1, FieldValue::Text("é")), (2, FieldValue::Text("")), (3, FieldValue::Null), (300, FieldValue::Unknown)];
+    assert_eq!(fields(&read.image), Ok(image.to_vec()));
+    assert_eq!(read, v1::Record { format: 2, fields: Vec::new(), image: packed(&image), ..record });
+}
+
+/// What form 2 changed: the image is packed.
+#[test]
+fn form_2_keeps_its_bytes() {
+    let image =
+        [(1, FieldValue::Text("é")), (2, FieldValue::Text("")), (3, FieldValue::Null), (300, FieldValue::Unknown)];
+    let mut record = v1::Record { rid: 4, image: packed(&image), ..Default::default() };
+    let bytes = [8, 2, 16, 4, 0x6a, 11, 1, 4, 0xc3, 0xa9, 2, 2, 3, 0, 0xac, 2, 1];
+    assert_eq!(encode_record(&mut record), bytes);
+    assert_eq!(decode_record(&bytes), Ok(record));
 }

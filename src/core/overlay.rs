@@ -6,6 +6,7 @@
 //! known to be committed.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::event::{FieldNo, Lsn, Micros};
 use super::position::PositionId;
@@ -97,6 +98,9 @@ pub struct KeySlot {
 pub struct Overlay {
     records: HashMap<Box<str>, RecordSlot>,
     keys: HashMap<Box<str>, KeySlot>,
+    /// What was loaded since the clean was forgotten last.
+    loaded: Vec<Box<str>>,
+    loaded_keys: Vec<Box<str>>,
 }
 
 impl Overlay {
@@ -119,6 +123,7 @@ impl Overlay {
     /// the record that held it).
     pub fn key_mut(&mut self, key: &str) -> &mut KeySlot {
         if !self.keys.contains_key(key) {
+            self.loaded_keys.push(key.into());
             self.keys.insert(key.into(), KeySlot::default());
         }
         self.keys.get_mut(key).expect("inserted above")
@@ -126,7 +131,10 @@ impl Overlay {
 
     /// Takes in what a lookup found. A record that is here already is newer and stays.
     pub fn load_record(&mut self, identity: Box<str>, record: Record) {
-        self.records.entry(identity).or_insert_with(|| RecordSlot { seen: Seen::of(&record), record, dirty: None });
+        if let Entry::Vacant(vacant) = self.records.entry(identity) {
+            self.loaded.push(vacant.key().clone());
+            vacant.insert(RecordSlot { seen: Seen::of(&record), record, dirty: None });
+        }
     }
 
     /// Takes in what a lookup found for a key; `owner` is dropped if the overlay knows that the record has
@@ -141,6 +149,7 @@ impl Overlay {
         {
             slot.owner = None;
         }
+        self.loaded_keys.push(key.clone());
         self.keys.insert(key, slot);
     }
 
@@ -163,10 +172,18 @@ impl Overlay {
         moved
     }
 
-    /// Drops what no batch changed.
+    /// Drops what was loaded and no batch changed.
     pub fn forget_clean(&mut self) {
-        self.records.retain(|_, slot| slot.dirty.is_some());
-        self.keys.retain(|_, slot| slot.dirty.is_some() || slot.owner_dirty.is_some());
+        for identity in self.loaded.drain(..) {
+            if self.records.get(&identity).is_some_and(|slot| slot.dirty.is_none()) {
+                self.records.remove(&identity);
+            }
+        }
+        for key in self.loaded_keys.drain(..) {
+            if self.keys.get(&key).is_some_and(|slot| slot.dirty.is_none() && slot.owner_dirty.is_none()) {
+                self.keys.remove(&key);
+            }
+        }
     }
 
     /// Batch `number` and all before it are committed and in the image store.
@@ -183,12 +200,17 @@ impl Overlay {
             open(&mut slot.dirty);
             open(&mut slot.owner_dirty);
         }
-        self.forget_clean();
+        self.records.retain(|_, slot| slot.dirty.is_some());
+        self.keys.retain(|_, slot| slot.dirty.is_some() || slot.owner_dirty.is_some());
+        self.loaded.clear();
+        self.loaded_keys.clear();
     }
 
     /// Everything is void (rewind).
     pub fn clear(&mut self) {
         self.records.clear();
         self.keys.clear();
+        self.loaded.clear();
+        self.loaded_keys.clear();
     }
 }

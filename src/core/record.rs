@@ -25,6 +25,12 @@ impl Image {
         image
     }
 
+    /// An image of fields that ascend by number.
+    pub fn ascending(fields: Vec<(FieldNo, Value)>) -> Self {
+        debug_assert!(fields.is_sorted_by(|a, b| a.0 < b.0), "fields ascend");
+        Image(fields)
+    }
+
     /// The field's value; `None` = never observed.
     pub fn get(&self, no: FieldNo) -> Option<&Value> {
         self.0.binary_search_by_key(&no, |(n, _)| *n).ok().map(|at| &self.0[at].1)

@@ -11,6 +11,7 @@ pub mod number;
 use base64::Engine as _;
 
 use calendar::Parsed;
+use smol_str::SmolStr;
 
 /// One field of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -19,8 +20,8 @@ pub enum Value {
     Null,
     /// The stream never showed it: a TOAST placeholder without a known predecessor.
     Unknown,
-    /// The canonical text.
-    Text(Box<str>),
+    /// The canonical text. Most texts of a record are short, and stand in the value itself.
+    Text(SmolStr),
 }
 
 /// A column's type, as far as afterimage tells types apart.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use super::native::{Nonempty, PartitionQueue, Polled};
+use super::native::{Fetched, Nonempty, PartitionQueue, Polled};
 
 /// Locks, also after another thread panicked while holding the lock: every critical section here leaves the data
 /// consistent at each step, and the panic is reported elsewhere.
@@ -15,8 +15,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One Kafka message, copied out of librdkafka.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One Kafka message. Its bytes stay where librdkafka fetched them until it is dropped.
 pub struct Message {
     /// Partition it was read from; the topic is the inbox's.
     pub partition: i32,
@@ -24,13 +23,30 @@ pub struct Message {
     pub offset: i64,
     /// Milliseconds since 1970, as the producer or the broker (`LogAppendTime`) set it.
     pub timestamp_ms: Option<i64>,
-    /// Key bytes; `None` = null.
-    pub key: Option<Vec<u8>>,
-    /// Value bytes; `None` = null, a tombstone.
-    pub payload: Option<Vec<u8>>,
     /// Which assignment of the partition it belongs to. Rises with every claim and rewind; a buffered message with
     /// an older number than [`Progress::generation`] is void.
     pub generation: u64,
+    fetched: Fetched,
+}
+
+impl Message {
+    /// Key bytes; `None` = null.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.fetched.key()
+    }
+
+    /// Value bytes; `None` = null, a tombstone.
+    pub fn payload(&self) -> Option<&[u8]> {
+        self.fetched.payload()
+    }
+}
+
+/// Without key and value: records of customers do not belong in logs.
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { partition, offset, generation, .. } = self;
+        write!(f, "Message {partition}/{offset} of generation {generation}")
+    }
 }
 
 /// How far the draining of one partition has come.
@@ -317,16 +333,10 @@ impl Slot {
     fn take(&mut self, into: &mut Vec<Message>, want: usize, faults: &mut Vec<Fault>) {
         let Self { partition, queue, ready, progress, .. } = self;
         let polled = queue.poll(want, |entry| match entry {
-            Polled::Message { offset, timestamp_ms, key, payload } => {
+            Polled::Message { offset, timestamp_ms, fetched } => {
                 if progress.deliver(offset) {
-                    into.push(Message {
-                        partition: *partition,
-                        offset,
-                        timestamp_ms,
-                        key: key.map(<[u8]>::to_vec),
-                        payload: payload.map(<[u8]>::to_vec),
-                        generation: progress.generation,
-                    });
+                    let (partition, generation) = (*partition, progress.generation);
+                    into.push(Message { partition, offset, timestamp_ms, generation, fetched });
                 }
             }
             Polled::End { offset } => progress.reach_end(offset),

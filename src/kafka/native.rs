@@ -15,9 +15,9 @@ use rdkafka::error::{IsError, RDKafkaErrorCode};
 use rdkafka::types::{RDKafka, RDKafkaQueue, RDKafkaRespErr};
 
 /// What came out of a partition's queue.
-pub(super) enum Polled<'a> {
+pub(super) enum Polled {
     /// A message.
-    Message { offset: i64, timestamp_ms: Option<i64>, key: Option<&'a [u8]>, payload: Option<&'a [u8]> },
+    Message { offset: i64, timestamp_ms: Option<i64>, fetched: Fetched },
     /// Everything below `offset` has been handed out, and at that moment there was nothing at or above it.
     End { offset: i64 },
     /// The partition can't be read at `offset` (negative: no particular one).
@@ -33,8 +33,8 @@ pub(super) struct PartitionQueue {
     queue: NonNull<RDKafkaQueue>,
     /// Boxed twice: librdkafka keeps a thin pointer to the inner box, whose place must not move.
     _nonempty: Box<Nonempty>,
-    /// The client must outlive its queues.
-    _client: Arc<dyn Any + Send + Sync>,
+    /// The client must outlive its queues and their messages.
+    client: Arc<dyn Any + Send + Sync>,
 }
 
 // SAFETY: librdkafka's queues are thread-safe, the callback is Send + Sync, and the client handle is Send + Sync.
@@ -72,18 +72,18 @@ impl PartitionQueue {
                 std::ptr::from_ref::<Nonempty>(&nonempty).cast_mut().cast(),
             );
         }
-        Some(Self { queue, _nonempty: nonempty, _client: client })
+        Some(Self { queue, _nonempty: nonempty, client })
     }
 
     /// Polls up to `max` entries without waiting and gives each to `take`. Returns how many there were: fewer than
     /// `max` means that the queue was seen empty.
-    pub(super) fn poll(&mut self, max: usize, mut take: impl FnMut(Polled<'_>)) -> usize {
+    pub(super) fn poll(&mut self, max: usize, mut take: impl FnMut(Polled)) -> usize {
         for polled in 0..max {
             // SAFETY: `queue` is valid; 0 = don't wait.
             let Some(event) = Event::new(unsafe { rd::rd_kafka_queue_poll(self.queue.as_ptr(), 0) }) else {
                 return polled;
             };
-            if let Some(entry) = event.read() {
+            if let Some(entry) = event.read(&self.client) {
                 take(entry);
             }
         }
@@ -121,8 +121,8 @@ impl Event {
         NonNull::new(event).map(Self)
     }
 
-    /// The entry borrows from the event.
-    fn read(&self) -> Option<Polled<'_>> {
+    /// What it says; a message takes the event along.
+    fn read(self, client: &Arc<dyn Any + Send + Sync>) -> Option<Polled> {
         let event = self.0.as_ptr();
         // SAFETY: `event` is valid until `self` is dropped, and so is all that is read from it below.
         match unsafe { rd::rd_kafka_event_type(event) } {
@@ -136,16 +136,16 @@ impl Event {
                 let mut kind = rd::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
                 // SAFETY: `message` and `kind` are valid for the call.
                 let timestamp = unsafe { rd::rd_kafka_message_timestamp(message, &mut kind) };
-                // SAFETY: librdkafka gives pointer and length of one allocation that lives as long as the event; a
-                // null pointer means null, not empty.
-                let (key, payload) =
-                    unsafe { (bytes(message.key, message.key_len), bytes(message.payload, message.len)) };
                 let timed = kind != rd::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
                 Some(Polled::Message {
                     offset: message.offset,
                     timestamp_ms: (timed && timestamp >= 0).then_some(timestamp),
-                    key,
-                    payload,
+                    fetched: Fetched {
+                        key: span(message.key, message.key_len),
+                        payload: span(message.payload, message.len),
+                        _event: self,
+                        _client: Arc::clone(client),
+                    },
                 })
             }
             rd::RD_KAFKA_EVENT_ERROR => {
@@ -185,11 +185,36 @@ impl Drop for Event {
     }
 }
 
-/// # Safety
-/// `start` is null or points to `length` bytes that live for `'a`.
-unsafe fn bytes<'a>(start: *mut c_void, length: usize) -> Option<&'a [u8]> {
-    // SAFETY: by the contract above.
-    NonNull::new(start).map(|start| unsafe { std::slice::from_raw_parts(start.as_ptr().cast::<u8>(), length) })
+/// A message where librdkafka fetched it: key and payload are not copied. Frees its share of the fetch when dropped, and
+/// keeps the client alive until then.
+pub(super) struct Fetched {
+    /// Into the fetch that the event holds.
+    key: Option<NonNull<[u8]>>,
+    payload: Option<NonNull<[u8]>>,
+    // In this order: the event must go before its client.
+    _event: Event,
+    _client: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: an event belongs to whoever holds it, on any thread; what it points to is only read, and freed under
+// librdkafka's own (atomic) reference counts.
+unsafe impl Send for Fetched {}
+
+impl Fetched {
+    pub(super) fn key(&self) -> Option<&[u8]> {
+        // SAFETY: librdkafka gives pointer and length of one allocation that lives as long as the event; null means
+        // null, not empty.
+        self.key.map(|bytes| unsafe { bytes.as_ref() })
+    }
+
+    pub(super) fn payload(&self) -> Option<&[u8]> {
+        // SAFETY: as for the key.
+        self.payload.map(|bytes| unsafe { bytes.as_ref() })
+    }
+}
+
+fn span(start: *mut c_void, length: usize) -> Option<NonNull<[u8]>> {
+    NonNull::new(start).map(|start| NonNull::slice_from_raw_parts(start.cast::<u8>(), length))
 }
 
 /// The watermarks (low, high) that the last fetch of this partition brought; no network. Only for partitions that are

@@ -175,7 +175,7 @@ impl Fold<'_> {
         let object = self.object;
         if Some(no) == object.modified_by_no {
             if let Value::Text(by) = value {
-                self.record.modified_by = Some(by);
+                self.record.modified_by = Some(by.as_str().into());
             }
         } else if Some(no) != object.modified_no && Some(no) != object.stamp_no {
             self.record.image.set(no, value);

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::group::{Ended, Group};
-use super::task::{Task, Waiting};
+use super::task::Task;
 use crate::core::batch::{DEAD_LETTER_BYTES, DeadLetter};
 use crate::core::decode::{DecodeError, Decoded, Decoder, Envelope, Peek, Print};
 use crate::core::event::{Event, Lsn, Micros, Op};
@@ -21,13 +21,15 @@ use crate::postgres::lookup::{self, LookupError, Newcomer};
 use crate::postgres::registry;
 use crate::telemetry::names;
 
-/// A message of a chunk.
-struct Arrived {
-    partition: i32,
-    message: Message,
-    peeked: Peek,
-    /// `None` while it seems to repeat what its record's last event said: such a message is not decoded.
-    meaning: Option<Result<Decoded, DecodeError>>,
+/// A message that was looked at, and waits for its turn.
+#[derive(Debug)]
+pub struct Arrived {
+    /// The message.
+    pub message: Message,
+    /// What the first look found.
+    pub peeked: Peek,
+    /// What it means; not read before its turn comes close. `None` also while it seems to repeat what its record's last event said: such a message is not decoded.
+    pub meaning: Option<Result<Decoded, DecodeError>>,
 }
 
 impl Arrived {
@@ -49,29 +51,24 @@ impl Arrived {
     }
 
     fn decode(&mut self, decoder: &mut Decoder) {
-        let Message { key, payload, .. } = &self.message;
-        self.meaning = Some(decoder.decode(&self.peeked, key.as_deref(), payload.as_deref()));
+        self.meaning = Some(decoder.decode(&self.peeked, self.message.key(), self.message.payload()));
     }
 }
 
 impl Group {
     /// Judges a chunk into the open batch.
-    pub(super) fn process(&mut self, chunk: Vec<(i32, Waiting)>) -> Result<(), Ended> {
-        let mut arrived = Vec::with_capacity(chunk.len());
+    pub(super) fn process(&mut self, mut arrived: Vec<Box<Arrived>>) -> Result<(), Ended> {
         let mut new_columns: Vec<(usize, Option<Micros>)> = Vec::new();
         self.now = Group::now();
         // What only tells the image store what to forget has to be decoded.
         let catching_up = !self.tasks.values().all(Task::caught_up);
-        for (partition, waiting) in chunk {
-            let Waiting { message, peeked } = waiting;
-            let mut one = Arrived { partition, message, peeked, meaning: None };
-            if catching_up || !self.seems_to_repeat(&one) {
+        for one in &mut arrived {
+            if catching_up || !self.seems_to_repeat(one) {
                 let before = self.parts.decoder.columns().len();
                 one.decode(&mut self.parts.decoder);
                 let new = before..self.parts.decoder.columns().len();
                 new_columns.extend(new.map(|index| (index, one.peeked.ts())));
             }
-            arrived.push(one);
         }
         self.count_events(&arrived);
         if self.dictionary_stale {
@@ -83,7 +80,7 @@ impl Group {
         self.check_database(&arrived)?;
         let mut arrived = if catching_up { self.forget_passed(arrived)? } else { arrived };
         self.note_fields(&arrived, &new_columns)?;
-        self.prefetch(&arrived)?;
+        self.prefetch(arrived.iter().map(AsRef::as_ref))?;
         for one in &mut arrived {
             self.take(one)?;
         }
@@ -93,15 +90,17 @@ impl Group {
     }
 
     fn seems_to_repeat(&self, one: &Arrived) -> bool {
-        let (Some((print, lsn)), Some(task)) = (one.print(), self.tasks.get(&one.partition)) else { return false };
+        let (Some((print, lsn)), Some(task)) = (one.print(), self.tasks.get(&one.message.partition)) else {
+            return false;
+        };
         self.front.would_repeat(task.position_id, print, lsn)
     }
 
-    fn count_events(&self, arrived: &[Arrived]) {
+    fn count_events(&self, arrived: &[Box<Arrived>]) {
         for (op, label) in [(Op::Create, "create"), (Op::Update, "update"), (Op::Delete, "delete"), (Op::Read, "read")]
         {
-            let sound = |one: &&Arrived| !matches!(one.meaning, Some(Err(_)));
-            let of_op = |one: &&Arrived| one.envelope().is_some_and(|envelope| envelope.op == op);
+            let sound = |one: &&Box<Arrived>| !matches!(one.meaning, Some(Err(_)));
+            let of_op = |one: &&Box<Arrived>| one.envelope().is_some_and(|envelope| envelope.op == op);
             let n = arrived.iter().filter(of_op).filter(sound).count();
             if n > 0 {
                 counter!(names::EVENTS_DECODED, "topic" => self.parts.topic.to_string(), "op" => label)
@@ -112,9 +111,9 @@ impl Group {
 
     /// Looks at one event of a chunk: the database that a connector reads does not change from row to row. Known for
     /// the life of the process only, since a database may be replaced by one of another name.
-    fn check_database(&mut self, arrived: &[Arrived]) -> Result<(), Ended> {
+    fn check_database(&mut self, arrived: &[Box<Arrived>]) -> Result<(), Ended> {
         let found = arrived.iter().find_map(|one| {
-            let payload = one.message.payload.as_deref()?;
+            let payload = one.message.payload()?;
             one.envelope()?.source(payload)?.db
         });
         let Some(database) = found else { return Ok(()) };
@@ -140,12 +139,12 @@ impl Group {
 
     /// Messages that were committed before this claim are not judged again; the image store may not know what they
     /// changed, so it forgets their records (D13). Returns the others.
-    fn forget_passed(&mut self, arrived: Vec<Arrived>) -> Result<Vec<Arrived>, Ended> {
+    fn forget_passed(&mut self, arrived: Vec<Box<Arrived>>) -> Result<Vec<Box<Arrived>>, Ended> {
         let mut gone: HashSet<(PositionId, Box<str>)> = HashSet::new();
         let mut keys: BTreeSet<(PositionId, Box<str>)> = BTreeSet::new();
         let mut rest = Vec::with_capacity(arrived.len());
         for one in arrived {
-            let Some(task) = self.tasks.get_mut(&one.partition) else { continue };
+            let Some(task) = self.tasks.get_mut(&one.message.partition) else { continue };
             if one.message.offset >= task.catch_up_to {
                 // The range may have ended in offsets without a message.
                 task.read = task.read.max(task.catch_up_to);
@@ -183,7 +182,7 @@ impl Group {
 
     // ---- fields -----------------------------------------------------------------------------------------
 
-    fn note_fields(&mut self, arrived: &[Arrived], new: &[(usize, Option<Micros>)]) -> Result<(), Ended> {
+    fn note_fields(&mut self, arrived: &[Box<Arrived>], new: &[(usize, Option<Micros>)]) -> Result<(), Ended> {
         // Not the chunk's first time: history must not depend on where a chunk begins. A column that is not new here
         // (its class or type changed, or an earlier chunk was cut off) is of the chunk.
         let of_chunk = arrived.iter().filter_map(|one| one.event()?.ts).min();
@@ -290,10 +289,10 @@ impl Group {
     }
 
     /// Loads what a chunk needs in a few batched questions. What it misses, judging asks for.
-    fn prefetch(&mut self, arrived: &[Arrived]) -> Result<(), Ended> {
+    fn prefetch<'a>(&mut self, arrived: impl IntoIterator<Item = &'a Arrived> + Clone) -> Result<(), Ended> {
         let mut wanted: BTreeMap<&str, (PositionId, &str, bool)> = BTreeMap::new();
-        for one in arrived {
-            let (Some(event), Some(task)) = (one.event(), self.tasks.get(&one.partition)) else { continue };
+        for one in arrived.clone() {
+            let (Some(event), Some(task)) = (one.event(), self.tasks.get(&one.message.partition)) else { continue };
             if let Some(identity) = &event.identity
                 && self.overlay.record(identity).is_none()
             {
@@ -410,7 +409,7 @@ impl Group {
     // ---- judging ----------------------------------------------------------------------------------------
 
     fn take(&mut self, one: &mut Arrived) -> Result<(), Ended> {
-        let Some(task) = self.tasks.get_mut(&one.partition) else { return Ok(()) };
+        let Some(task) = self.tasks.get_mut(&one.message.partition) else { return Ok(()) };
         let offset = one.message.offset;
         if offset < task.read {
             return Ok(());
@@ -429,9 +428,9 @@ impl Group {
         if one.meaning.is_none() {
             // An event before it in this chunk changed its record.
             one.decode(&mut self.parts.decoder);
-            self.prefetch(std::slice::from_ref(one))?;
+            self.prefetch([&*one])?;
         }
-        let Some(task) = self.tasks.get_mut(&one.partition) else { return Ok(()) };
+        let Some(task) = self.tasks.get_mut(&one.message.partition) else { return Ok(()) };
         let (start, advance) = (|| task.start(), &mut self.open);
         match &one.meaning {
             Some(Ok(Decoded::Event(event))) => {
@@ -449,7 +448,7 @@ impl Group {
                 counter!(names::DEAD_LETTERS, "topic" => topic, "reason" => error.reason.as_str()).increment(1);
                 if self.warned_reasons.insert(error.reason.as_str()) {
                     tracing::warn!(
-                        topic = %self.parts.topic, partition = one.partition, offset,
+                        topic = %self.parts.topic, partition = one.message.partition, offset,
                         reason = error.reason.as_str(), detail = %error.detail,
                         "dead letter, the first for this reason: see afterimage.dead_letters"
                     );
@@ -457,20 +456,21 @@ impl Group {
                 self.open.push_dead(dead_letter(position_id, &one.message, error));
             }
         }
-        if let Some(task) = self.tasks.get_mut(&one.partition) {
+        if let Some(task) = self.tasks.get_mut(&one.message.partition) {
             task.read = offset + 1;
         }
         Ok(())
     }
 
     /// Notes the last message of each partition, and what it has passed.
-    fn note_progress(&mut self, arrived: &[Arrived]) {
+    fn note_progress(&mut self, arrived: &[Box<Arrived>]) {
         if self.repeated > 0 {
             counter!(names::IMAGE_LOOKUPS, "result" => "front").increment(self.repeated);
             self.repeated = 0;
         }
         for task in self.tasks.values() {
-            let last = |one: &&Arrived| one.partition == task.partition && one.message.offset + 1 == task.read;
+            let last =
+                |one: &&Box<Arrived>| one.message.partition == task.partition && one.message.offset + 1 == task.read;
             if let Some(one) = arrived.iter().rev().find(last) {
                 let last = (one.message.offset, one.message.timestamp_ms, fingerprint(&one.message));
                 self.open.progress(task.position_id, last, task.passed);
@@ -516,7 +516,7 @@ fn is_lasting(error: &crate::postgres::Error) -> bool {
 }
 
 fn dead_letter(position_id: PositionId, message: &Message, error: &DecodeError) -> DeadLetter {
-    let whole = message.payload.as_deref();
+    let whole = message.payload();
     let cut = whole.is_some_and(|value| value.len() > DEAD_LETTER_BYTES);
     DeadLetter {
         position_id,
@@ -524,7 +524,7 @@ fn dead_letter(position_id: PositionId, message: &Message, error: &DecodeError) 
         reason: error.reason.as_str().to_string(),
         detail: error.detail.clone(),
         sfid: error.sfid.clone(),
-        key: message.key.clone(),
+        key: message.key().map(<[u8]>::to_vec),
         value: whole.map(|value| value[..value.len().min(DEAD_LETTER_BYTES)].to_vec()),
         sha256: whole.filter(|_| cut).map(|value| Sha256::digest(value).into()),
     }
@@ -534,7 +534,7 @@ fn dead_letter(position_id: PositionId, message: &Message, error: &DecodeError) 
 /// after a topic was made anew (protocol D8).
 fn fingerprint(message: &Message) -> i64 {
     let mut hash = Xxh3::new();
-    for part in [message.key.as_deref(), message.payload.as_deref()] {
+    for part in [message.key(), message.payload()] {
         match part {
             Some(bytes) => {
                 hash.update(&u32::try_from(bytes.len()).unwrap_or(u32::MAX - 1).to_be_bytes());

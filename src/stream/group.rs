@@ -26,12 +26,13 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::chunk::Arrived;
 use super::committer::{Committers, Request};
 use super::dictionary::Dictionary;
 use super::images::Images;
 use super::merge::{Turn, next};
 use super::tally::count_messages;
-use super::task::{Task, Waiting};
+use super::task::Task;
 use crate::core::batch::{OpenBatch, SealedBatch};
 use crate::core::decode::Decoder;
 use crate::core::event::Micros;
@@ -317,12 +318,12 @@ impl Group {
             let Some(task) = tasks.get_mut(&message.partition) else { continue };
             task.delivered = true;
             task.left_behind = false;
-            let peeked = parts.decoder.peek(message.key.as_deref(), message.payload.as_deref());
+            let peeked = parts.decoder.peek(message.key(), message.payload());
             let turn = match believable(peeked.ts(), now) {
                 Some(ts) => Turn::new(Some(ts), peeked.lsn(), peeked.is_delete()),
                 None => Turn::AT_ONCE,
             };
-            task.lane.push(turn, Waiting { message, peeked });
+            task.lane.push(turn, Box::new(Arrived { message, peeked, meaning: None }));
         }
         for fault in self.parts.inbox.take_faults() {
             tracing::error!(
@@ -384,9 +385,7 @@ impl Group {
                 break;
             };
             let Some(task) = self.tasks.get_mut(&partition) else { break };
-            if let Some(waiting) = task.lane.pop() {
-                chunk.push((partition, waiting));
-            }
+            chunk.extend(task.lane.pop());
             if task.lane.is_empty() {
                 // More of it may be on its way: look before choosing on.
                 break;

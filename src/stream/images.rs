@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_proto::{decode_record, encode_record, v1};
+use afterimage_proto::{FieldValue, decode_record, encode_record, fields, put_field, v1};
 use afterimage_state::{Mark, PositionId as StoreId, RecordKey, StateError, Store, WriteBatch};
 use metrics::histogram;
 
@@ -134,15 +134,15 @@ fn version_in(version: v1::Version) -> Option<Version> {
 
 /// A record as the store keeps it.
 pub fn encode(record: &Record) -> Vec<u8> {
-    use v1::field::Value as Out;
-    let fields = record.image.fields().iter().map(|(no, value)| v1::Field {
-        no: i32::from(*no),
-        value: Some(match value {
-            Value::Null => Out::Null(true),
-            Value::Unknown => Out::Unknown(true),
-            Value::Text(text) => Out::Text(text.to_string()),
-        }),
-    });
+    let mut image = Vec::with_capacity(512);
+    for (no, value) in record.image.fields() {
+        let value = match value {
+            Value::Null => FieldValue::Null,
+            Value::Unknown => FieldValue::Unknown,
+            Value::Text(text) => FieldValue::Text(text),
+        };
+        put_field(&mut image, *no, value);
+    }
     let mut stored = v1::Record {
         format: 0,
         rid: record.rid,
@@ -153,7 +153,8 @@ pub fn encode(record: &Record) -> Vec<u8> {
         prev: record.before_delete.as_ref().map(version_out),
         stamp: record.stamp,
         modified_by: record.modified_by.as_deref().map(Into::into),
-        fields: fields.collect(),
+        fields: Vec::new(),
+        image,
         status_hash: record.status_hash,
         system_hash: record.system_hash,
     };
@@ -162,17 +163,16 @@ pub fn encode(record: &Record) -> Vec<u8> {
 
 /// The record that `home` holds; `None` where the bytes are not in this version's form: then Postgres is asked.
 pub fn decode(bytes: &[u8], home: PositionId) -> Option<Record> {
-    use v1::field::Value as In;
     let stored = decode_record(bytes).ok()?;
-    let mut image = Vec::with_capacity(stored.fields.len());
-    for field in stored.fields {
-        let value = match field.value? {
-            In::Null(_) => Value::Null,
-            In::Unknown(_) => Value::Unknown,
-            In::Text(text) => Value::Text(text.into()),
+    let image = fields(&stored.image).ok()?.into_iter().map(|(no, value)| {
+        let value = match value {
+            FieldValue::Null => Value::Null,
+            FieldValue::Unknown => Value::Unknown,
+            FieldValue::Text(text) => Value::Text(text.into()),
         };
-        image.push((i16::try_from(field.no).ok()?, value));
-    }
+        (no, value)
+    });
+    let image = Image::ascending(image.collect());
     let floor = stored.floor.unwrap_or_default();
     Some(Record {
         rid: stored.rid,
@@ -184,7 +184,7 @@ pub fn decode(bytes: &[u8], home: PositionId) -> Option<Record> {
         before_delete: stored.prev.map(version_in).map_or(Some(None), |version| version.map(Some))?,
         stamp: stored.stamp,
         modified_by: stored.modified_by.map(Into::into),
-        image: Image::new(image),
+        image,
         status_hash: stored.status_hash,
         system_hash: stored.system_hash,
     })

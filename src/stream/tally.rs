@@ -37,7 +37,7 @@ pub(super) fn count_messages(topic: &str, messages: &[Message]) {
     let mut bytes = 0;
     for message in messages {
         *by_partition.entry(message.partition).or_default() += 1;
-        bytes += message.key.as_ref().map_or(0, Vec::len) + message.payload.as_ref().map_or(0, Vec::len);
+        bytes += message.key().map_or(0, <[u8]>::len) + message.payload().map_or(0, <[u8]>::len);
     }
     for (partition, count) in by_partition {
         counter!(names::MESSAGES_CONSUMED, "topic" => topic.to_string(), "partition" => partition.to_string())

@@ -3,23 +3,13 @@
 use afterimage_state::Mark;
 use uuid::Uuid;
 
+use super::chunk::Arrived;
 use super::merge::Lane;
 use crate::core::batch::Advance;
-use crate::core::decode::Peek;
 use crate::core::event::{Lsn, Micros};
 use crate::core::position::{Counters, Passed, PositionId};
-use crate::kafka::Message;
 use crate::postgres::claim::Claim;
 use crate::postgres::commit::Held;
-
-/// A message that was looked at and waits for its turn.
-#[derive(Debug)]
-pub struct Waiting {
-    /// The message.
-    pub message: Message,
-    /// What the first look found.
-    pub peeked: Peek,
-}
 
 /// The processor of one partition.
 #[derive(Debug)]
@@ -49,7 +39,7 @@ pub struct Task {
     /// must forget (protocol D13).
     pub catch_up_to: i64,
     /// Messages waiting for their turn.
-    pub lane: Lane<Waiting>,
+    pub lane: Lane<Box<Arrived>>,
     /// Something was read since the claim; until then a slow first fetch is waited for.
     pub delivered: bool,
     /// It was waited for in vain; it is not waited for again before it delivers.

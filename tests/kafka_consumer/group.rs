@@ -111,7 +111,7 @@ fn a_message_written_right_after_the_end_was_met_survives_a_rebalance() {
     eventually("one partition went over", || !single.owner.revoked.lock().unwrap().is_empty());
     fill(&single.producer, "t", 2, 5, 1);
     let message = &drain(&single.inbox, 1)[0];
-    assert_eq!((message.offset, message.timestamp_ms, message.key.as_deref()), (5, Some(1_005), Some(&b"k"[..])));
+    assert_eq!((message.offset, message.timestamp_ms, message.key()), (5, Some(1_005), Some(&b"k"[..])));
     assert!(single.inbox.take_faults().is_empty());
     second.stop();
 }

@@ -33,7 +33,7 @@ fn a_rewind_delivers_exactly_from_its_offset_on() {
             let index = message.partition as usize;
             assert_eq!(message.offset, next[index], "partition {index} after {rewinds} rewinds");
             assert!(message.generation >= generation[index], "a message of a generation that was rewound");
-            assert_eq!(message.payload.as_deref(), Some(message.offset.to_string().as_bytes()));
+            assert_eq!(message.payload(), Some(message.offset.to_string().as_bytes()));
             generation[index] = message.generation;
             next[index] = message.offset + 1;
         }

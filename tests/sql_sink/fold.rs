@@ -122,9 +122,9 @@ fn shown(no: FieldNo, value: &Value) -> Json {
         "boolean" if &**text == "f" => json!(false),
         "double precision" | "integer" | "numeric" => match serde_json::from_str::<f64>(text) {
             Ok(number) => json!(number),
-            Err(_) => json!(text),
+            Err(_) => json!(text.as_str()),
         },
-        _ => json!(text),
+        _ => json!(text.as_str()),
     }
 }
 
@@ -249,7 +249,7 @@ async fn check(client: &Client, rid: i32, sfid: &str, versions: &[Version]) {
     let as_json = |value: &Value| match value {
         Value::Null => Json::Null,
         Value::Unknown => json!({"$unknown": true}),
-        Value::Text(t) => json!(t),
+        Value::Text(t) => json!(t.as_str()),
     };
     let image: serde_json::Map<_, _> = last.image.iter().map(|(no, v)| (no.to_string(), as_json(v))).collect();
     assert_eq!(raw, image);

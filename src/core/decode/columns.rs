@@ -74,11 +74,43 @@ impl Type {
     }
 }
 
+/// What a column of this name is to every row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// `id` and `sfid`, whose class hangs on what names a record.
+    Names,
+    Stamp,
+    Modified,
+    Created,
+    ModifiedBy,
+    LastOp,
+    /// Another one of Connect's own, `_hc_…`.
+    Connect,
+    Other,
+}
+
+impl Role {
+    fn of(name: &str) -> Self {
+        match name {
+            "id" | "sfid" => Self::Names,
+            "systemmodstamp" => Self::Stamp,
+            "lastmodifieddate" => Self::Modified,
+            "createddate" => Self::Created,
+            "lastmodifiedbyid" => Self::ModifiedBy,
+            "_hc_lastop" => Self::LastOp,
+            _ if name.starts_with("_hc_") => Self::Connect,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// The list.
 #[derive(Debug, Default)]
 pub(super) struct Columns {
     list: Vec<Column>,
     types: Vec<Type>,
+    /// By index: role, and hash of the name.
+    traits: Vec<(Role, u64)>,
     index: HashMap<Arc<str>, u16>,
     /// Columns of the last row in the order of its message: the next one has most likely the same.
     order: Vec<u16>,
@@ -168,6 +200,7 @@ impl Columns {
         // MOST_COLUMNS fits u16.
         let Ok(index) = u16::try_from(self.list.len()) else { return };
         self.index.insert(Arc::clone(&column.name), index);
+        self.traits.push((Role::of(&column.name), xxh3_64(column.name.as_bytes())));
         self.list.push(column);
         self.types.push(kind);
         self.revision += 1;
@@ -219,9 +252,9 @@ impl<'a> Draft<'a> {
         let strict = matches!(kind, Type::Block(_)) && self.block.is_some();
         let misfit = |what| DecodeError::new(Reason::BadValue, format!("column {name}: {what}"));
         match kind.encoding().text(token) {
-            Ok(text) => Ok(text),
+            Ok(text) => Ok(text.into_owned()),
             Err(what) if strict => Err(misfit(what)),
-            Err(_) => Ok(super::encoding::verbatim(token)),
+            Err(_) => Ok(super::encoding::verbatim(token).into_owned()),
         }
     }
 
@@ -256,32 +289,47 @@ impl<'a> Draft<'a> {
             let before = self.known_type(name, found);
             let unseen = token == Token::Null || placeholder.is(&token);
             let kind = if unseen { before } else { before.seeing(&token) };
-            let (index, class) = match found.and_then(|index| Some((index, self.columns.list.get(usize::from(index))?)))
-            {
-                Some((index, column)) => {
-                    if self.columns.types.get(usize::from(index)) != Some(&kind) {
+            let known = found.and_then(|index| {
+                let at = usize::from(index);
+                Some((index, self.columns.list.get(at)?, self.columns.types.get(at)?, *self.columns.traits.get(at)?))
+            });
+            let (index, class, role, name_hash) = match known {
+                Some((index, column, known, (role, name_hash))) => {
+                    if *known != kind {
                         self.changes.types.push((index, kind));
                     }
-                    (index, self.class_now(column))
+                    // Before the first row has decided what names a record, the list may hold an older answer.
+                    let names = role == Role::Names;
+                    let class = if names { class(name, self.rules, self.identity) } else { column.class };
+                    (index, class, role, name_hash)
                 }
-                None => self.add(name, kind)?,
+                None => {
+                    let (index, class) = self.add(name, kind)?;
+                    (index, class, Role::of(name), xxh3_64(name.as_bytes()))
+                }
             };
             order.push(index);
-            let hash = || side_hash(xxh3_64(name.as_bytes()), raw.as_bytes());
             match class {
-                // `id` and `sfid` are left out: a reload gives every
-                // row a new id, which is no change of its status.
-                Class::Status if name.starts_with("_hc_") => status = status.wrapping_add(hash()),
-                Class::System => system = system.wrapping_add(hash()),
+                // `id` and `sfid` are left out: a reload gives every row a new id, which is no change of its status.
+                Class::Status if role != Role::Names => {
+                    status = status.wrapping_add(side_hash(name_hash, raw.as_bytes()));
+                }
+                Class::System => system = system.wrapping_add(side_hash(name_hash, raw.as_bytes())),
                 Class::Status | Class::Visible | Class::Excluded => {}
             }
             if class != Class::Excluded {
-                provenance(&mut row, name, kind.encoding(), &token, placeholder);
+                provenance(&mut row, role, kind.encoding(), &token, unseen);
             }
             if class == Class::Visible {
-                let strict = matches!(kind, Type::Block(_)) && self.block.is_some();
-                let value: Value = value(kind.encoding(), strict, &token, placeholder)
-                    .map_err(|what| DecodeError::new(Reason::BadValue, format!("column {name}: {what}")))?;
+                let value = if token == Token::Null {
+                    Value::Null
+                } else if unseen {
+                    Value::Unknown
+                } else {
+                    let strict = matches!(kind, Type::Block(_)) && self.block.is_some();
+                    value(kind.encoding(), strict, &token)
+                        .map_err(|what| DecodeError::new(Reason::BadValue, format!("column {name}: {what}")))?
+                };
                 row.values.push((index, value));
             }
         }
@@ -295,15 +343,6 @@ impl<'a> Draft<'a> {
         row.system_hash = fold(system);
         self.changes.order = order;
         Ok(row)
-    }
-
-    /// The class of a known column. Before the first row has decided what names a record, the list may still
-    /// hold an older answer.
-    fn class_now(&self, column: &Column) -> Class {
-        match &*column.name {
-            name @ ("id" | "sfid") => class(name, self.rules, self.identity),
-            _ => column.class,
-        }
     }
 
     fn add(&mut self, name: &str, kind: Type) -> Result<(u16, Class), DecodeError> {
@@ -322,20 +361,20 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Fields of a row that say when, by whom and whether only locally it was written.
-fn provenance(row: &mut Row, name: &str, encoding: Encoding, token: &Token<'_>, placeholder: &Placeholder) {
+/// Fields of a row that say when, by whom and whether only locally it was written. `unseen`: null or the placeholder.
+fn provenance(row: &mut Row, role: Role, encoding: Encoding, token: &Token<'_>, unseen: bool) {
     let micros = || -> Option<Option<Micros>> { Some(encoding.micros(token)) };
-    match name {
-        "systemmodstamp" => row.stamp = micros(),
-        "lastmodifieddate" => row.modified = micros(),
-        "createddate" => row.created = micros(),
-        "lastmodifiedbyid" => {
+    match role {
+        Role::Stamp => row.stamp = micros(),
+        Role::Modified => row.modified = micros(),
+        Role::Created => row.created = micros(),
+        Role::ModifiedBy => {
             row.modified_by = Some(match token {
-                Token::String(text) if !text.is_empty() && !placeholder.is(token) => Some(text.as_ref().into()),
+                Token::String(text) if !text.is_empty() && !unseen => Some(text.as_ref().into()),
                 _ => None,
             });
         }
-        "_hc_lastop" => row.local = matches!(token, Token::String(text) if text == "PENDING"),
-        _ => {}
+        Role::LastOp => row.local = matches!(token, Token::String(text) if text == "PENDING"),
+        Role::Names | Role::Connect | Role::Other => {}
     }
 }

@@ -1,5 +1,7 @@
 //! How a column's values travel in JSON, and their way into canonical text.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
@@ -58,37 +60,38 @@ impl Encoding {
     ///
     /// A date or time in a text form that nobody knows stays as it came, since the value is true, only its form
     /// is odd. Any other contradiction between token and wire form is a misfit.
-    pub fn text(self, token: &Token<'_>) -> Result<String, Misfit> {
+    pub fn text<'t>(self, token: &'t Token<'_>) -> Result<Cow<'t, str>, Misfit> {
+        let owned = |text: String| Cow::Owned(text);
         match self {
             Self::Guess(_) => Ok(verbatim(token)),
             Self::Plain(kind) => plain(kind, token),
             Self::TimeMillis => match token {
                 Token::Number(_) => {
                     let millis = integer(token)?;
-                    Ok(millis.checked_mul(1000).map_or_else(|| format!("ms:{millis}"), calendar::time_text))
+                    Ok(owned(millis.checked_mul(1000).map_or_else(|| format!("ms:{millis}"), calendar::time_text)))
                 }
                 _ => plain(Kind::Time, token),
             },
             Self::TimeNanos => match token {
-                Token::Number(_) => Ok(calendar::time_text(integer(token)?.div_euclid(1000))),
+                Token::Number(_) => Ok(owned(calendar::time_text(integer(token)?.div_euclid(1000)))),
                 _ => plain(Kind::Time, token),
             },
             Self::TimestampMillis => match token {
                 Token::Number(_) => {
                     let millis = integer(token)?;
                     let micros = calendar::micros_from_millis(millis);
-                    Ok(micros.map_or_else(|| format!("ms:{millis}"), |us| calendar::timestamp_text(us, false)))
+                    Ok(owned(micros.map_or_else(|| format!("ms:{millis}"), |us| calendar::timestamp_text(us, false))))
                 }
                 _ => plain(Kind::Timestamp, token),
             },
             Self::TimestampNanos => match token {
-                Token::Number(_) => Ok(calendar::timestamp_text(micros_from_nanos(integer(token)?), false)),
+                Token::Number(_) => Ok(owned(calendar::timestamp_text(micros_from_nanos(integer(token)?), false))),
                 _ => plain(Kind::Timestamp, token),
             },
             Self::Decimal { scale } => match token {
                 Token::String(text) => match number::numeric_special(text) {
-                    Some(special) => Ok(special.to_owned()),
-                    None => unscaled(text, scale.into()),
+                    Some(special) => Ok(special.into()),
+                    None => unscaled(text, scale.into()).map(owned),
                 },
                 _ => plain(Kind::Numeric, token), // the converter's decimal.format=NUMERIC
             },
@@ -100,12 +103,12 @@ impl Encoding {
                         value: String,
                     }
                     let wire: Wire = serde_json::from_str(object).map_err(|_| "not a decimal with a scale")?;
-                    unscaled(&wire.value, wire.scale.into())
+                    unscaled(&wire.value, wire.scale.into()).map(owned)
                 }
                 _ => plain(Kind::Numeric, token),
             },
             Self::Bits { length } => match token {
-                Token::Bool(bit) => Ok(if *bit { "1" } else { "0" }.to_owned()),
+                Token::Bool(bit) => Ok(if *bit { "1" } else { "0" }.into()),
                 Token::String(text) => {
                     let bytes = STANDARD.decode(text.as_bytes()).map_err(|_| "not base64")?;
                     let all = bytes.len() * 8;
@@ -113,7 +116,7 @@ impl Encoding {
                     // A varying column's own length is not in the message: whole bytes are shown.
                     let shown = if wanted == 0 || wanted > all { all } else { wanted };
                     let bit = |i: usize| bytes.get(i / 8).is_some_and(|byte| byte >> (i % 8) & 1 == 1);
-                    Ok((0..shown).rev().map(|i| if bit(i) { '1' } else { '0' }).collect())
+                    Ok(owned((0..shown).rev().map(|i| if bit(i) { '1' } else { '0' }).collect()))
                 }
                 _ => Err("not bits"),
             },
@@ -145,33 +148,43 @@ impl Encoding {
 }
 
 /// A token as text without knowing what it means.
-pub fn verbatim(token: &Token<'_>) -> String {
-    match token {
-        Token::Null => String::new(),
-        Token::Bool(b) => if *b { "t" } else { "f" }.to_owned(),
-        Token::Number(text) => (*text).to_owned(),
-        Token::String(text) | Token::Nested(text) => text.as_ref().to_owned(),
-    }
+pub fn verbatim<'t>(token: &'t Token<'_>) -> Cow<'t, str> {
+    Cow::Borrowed(match token {
+        Token::Null => "",
+        Token::Bool(b) => {
+            if *b {
+                "t"
+            } else {
+                "f"
+            }
+        }
+        Token::Number(text) => text,
+        Token::String(text) | Token::Nested(text) => text,
+    })
 }
 
-fn plain(kind: Kind, token: &Token<'_>) -> Result<String, Misfit> {
+fn plain<'t>(kind: Kind, token: &'t Token<'_>) -> Result<Cow<'t, str>, Misfit> {
     let odd_form_stays = matches!(
         kind,
         Kind::Date | Kind::Time | Kind::TimeTz | Kind::Timestamp | Kind::TimestampTz | Kind::Interval | Kind::Uuid
     );
     match (kind, token) {
-        (Kind::Text | Kind::Json, Token::String(text)) => Ok(text.as_ref().to_owned()),
-        (Kind::Json, Token::Nested(text)) => Ok(text.as_ref().to_owned()),
-        (Kind::Json, Token::Number(text)) => Ok((*text).to_owned()),
-        (Kind::Json, Token::Bool(b)) => Ok(b.to_string()),
+        (Kind::Text | Kind::Json, Token::String(text)) => Ok(text.as_ref().into()),
+        (Kind::Json, Token::Nested(text)) => Ok(text.as_ref().into()),
+        (Kind::Json, Token::Number(text)) => Ok((*text).into()),
+        (Kind::Json, Token::Bool(b)) => Ok(if *b { "true" } else { "false" }.into()),
         (Kind::Bool, Token::Bool(_)) => Ok(verbatim(token)),
         (Kind::Text | Kind::Bool | Kind::Bytea | Kind::Uuid, Token::Number(_)) => {
             Err("a number where its type has none")
         }
-        (_, Token::Number(text)) => kind.canonical(text).ok_or("a number out of the type's range"),
+        (Kind::Float8 | Kind::Numeric, Token::Number(text)) if number::is_short_integer(text) => Ok((*text).into()),
+        (Kind::Float8, Token::Number(text)) if text.strip_suffix(".0").is_some_and(number::is_short_integer) => {
+            Ok(text.strip_suffix(".0").unwrap_or(text).into())
+        }
+        (_, Token::Number(text)) => kind.canonical(text).map(Cow::Owned).ok_or("a number out of the type's range"),
         (_, Token::String(text)) => match kind.canonical(text) {
-            Some(text) => Ok(text),
-            None if odd_form_stays => Ok(text.as_ref().to_owned()),
+            Some(text) => Ok(text.into()),
+            None if odd_form_stays => Ok(text.as_ref().into()),
             None => Err("a text that is no value of its type"),
         },
         (_, Token::Bool(_)) => Err("a boolean where its type has none"),
@@ -205,7 +218,7 @@ mod tests {
     use super::*;
 
     fn text(encoding: Encoding, json: &str) -> Result<String, Misfit> {
-        encoding.text(&Token::read(json).unwrap())
+        encoding.text(&Token::read(json).unwrap()).map(Cow::into_owned)
     }
 
     fn ok(encoding: Encoding, json: &str, wanted: &str) {

@@ -484,20 +484,9 @@ fn declared(name: &str, rules: &TopicRules) -> Option<Encoding> {
     kind.map(Encoding::Plain)
 }
 
-/// Value of a token, given its wire form. `strict`: a contradiction is an error (the schema said so); otherwise
-/// the token is kept as it came (a declaration may be wrong, the value is still true).
-fn value(
-    encoding: Encoding,
-    strict: bool,
-    token: &Token<'_>,
-    placeholder: &Placeholder,
-) -> Result<Value, encoding::Misfit> {
-    if *token == Token::Null {
-        return Ok(Value::Null);
-    }
-    if placeholder.is(token) {
-        return Ok(Value::Unknown);
-    }
+/// Value of a token that is neither null nor the placeholder, given its wire form. `strict`: a contradiction is an error
+/// (the schema said so); otherwise the token is kept as it came (a declaration may be wrong, the value is still true).
+fn value(encoding: Encoding, strict: bool, token: &Token<'_>) -> Result<Value, encoding::Misfit> {
     match encoding.text(token) {
         Ok(text) => Ok(Value::Text(text.into())),
         Err(what) if strict => Err(what),

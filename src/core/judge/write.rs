@@ -50,11 +50,10 @@ impl Judge<'_> {
         travel: Travel<'_>,
         fields: Vec<(FieldNo, Value)>,
     ) {
-        let record = self.record(identity);
+        let record = &self.overlay.record(identity).expect("looked up before").record;
         let before = record.head.clone();
         let known_by = record.modified_by.clone();
-        let (rid, stamp_before) = (record.rid, record.stamp);
-        let image_before = record.image.clone();
+        let rid = record.rid;
         let seq = before.as_ref().map_or(0, |head| head.seq + 1);
         let at = before.as_ref().map_or(time, |head| head.at.max(time));
         let (kf, n) = ((seq / CHAIN) as i32, (seq % CHAIN) as u8);
@@ -78,7 +77,7 @@ impl Judge<'_> {
 
         let mut stored = fields.clone();
         if let (0, Some(before)) = (n, before.as_ref()) {
-            let keyframe = self.keyframe(rid, kf, before, &image_before, stamp_before, known_by.as_deref());
+            let keyframe = self.keyframe(rid, kf, before, &record.image, record.stamp, known_by.as_deref());
             self.batch.push_keyframe(keyframe);
         }
         self.add_system(&mut stored, &travel, known_by.as_deref());

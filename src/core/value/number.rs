@@ -269,6 +269,12 @@ impl Decimal {
     }
 }
 
+/// Whether this is a JSON number of at most fifteen digits and nothing else: every numeric type prints it as it is.
+pub fn is_short_integer(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text).as_bytes();
+    (1..=15).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit) && digits.first() != Some(&b'0')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
