@@ -38,8 +38,8 @@ const PREFIX: &str = "afterimage-bench";
 const RIVALS: [(&str, Kind, u64); 4] = [
     ("librdkafka alone, poll", Kind::Poll, u64::MAX),
     ("librdkafka alone, batches", Kind::Batch, u64::MAX),
-    ("listener, a commit for each row", Kind::Listener { rows: 1 }, 60_000),
-    ("listener, 1,000 rows a commit", Kind::Listener { rows: 1_000 }, 300_000),
+    ("listener, a commit for each row", Kind::Listener { rows: 1 }, 30_000),
+    ("listener, 1,000 rows a commit", Kind::Listener { rows: 1_000 }, 200_000),
 ];
 
 fn main() {
