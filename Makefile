@@ -48,6 +48,11 @@ bench: ## Throughput and CPU on real Kafka and PostgreSQL, against rivals; ARGS=
 	@.ci/packages test
 	@$(BENCH) --features java-tests --bench pipeline -- $(ARGS)
 
+.PHONY: bench-micro
+bench-micro: ## What decoding, judging, storing and encoding cost by themselves; ARGS="judge" for a part
+	@.ci/packages build
+	@$(BENCH) --bench micro -- $(ARGS)
+
 .PHONY: fmt
 fmt: ## Formats all code
 	cargo fmt --all

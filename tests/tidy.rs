@@ -48,7 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Each of these has a page of its own.
-const FOLDERS_WITH_README: &[&str] = &["src", "state", "proto", "tests"];
+const FOLDERS_WITH_README: &[&str] = &["src", "state", "proto", "tests", "tests/bench"];
 
 #[test]
 fn arrows_between_crates() {

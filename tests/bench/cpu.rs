@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-/// The unit of times in `/proc/<pid>/stat`: a hundredth of a second on every Linux that the project runs on. The sum is
-/// taken from exact times; only what is shown is cut.
-const TICK: Duration = Duration::from_millis(10);
+/// Milliseconds in the unit of times in `/proc/…/stat`, the same on every Linux that the project runs on. The kernel adds
+/// exact times; only what is shown is cut.
+const TICK: u64 = 10;
 
 /// What of `/proc/<pid>/stat` is used here.
 #[derive(Debug, Clone, Copy, Default)]
@@ -23,8 +23,8 @@ fn stat(pid: u32) -> Option<Stat> {
     // The name in parentheses may hold anything.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let ticks = |from: usize| -> Option<Duration> {
-        let (user, system): (u32, u32) = (fields.get(from)?.parse().ok()?, fields.get(from + 1)?.parse().ok()?);
-        Some(TICK * (user + system))
+        let (user, system): (u64, u64) = (fields.get(from)?.parse().ok()?, fields.get(from + 1)?.parse().ok()?);
+        Some(Duration::from_millis((user + system) * TICK))
     };
     Some(Stat {
         state: fields.first()?.chars().next()?,
@@ -65,6 +65,16 @@ pub fn of_family(pid: u32) -> Duration {
 
 fn processes() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// CPU that the whole machine has used since it started, the host's other guests included where they took ours.
+pub fn of_machine() -> Duration {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks = text.lines().next().unwrap_or_default().split_whitespace().skip(1);
+    let ticks: Vec<u64> = ticks.filter_map(|field| field.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal; what guests use is part of user and nice.
+    let busy: u64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|at| ticks.get(*at)).sum();
+    Duration::from_millis(busy * TICK)
 }
 
 /// CPU of a process's living threads by name, in the kernel's exact times.

@@ -17,6 +17,7 @@ mod stage;
 mod support;
 
 use std::collections::BTreeMap;
+use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use afterimage::demo::scratch::{self, ScratchDir};
@@ -38,21 +39,30 @@ const PREFIX: &str = "afterimage-bench";
 const RIVALS: [(&str, Kind, u64); 4] = [
     ("librdkafka alone, poll", Kind::Poll, u64::MAX),
     ("librdkafka alone, batches", Kind::Batch, u64::MAX),
-    ("listener, a commit for each row", Kind::Listener { rows: 1 }, 60_000),
-    ("listener, 1,000 rows a commit", Kind::Listener { rows: 1_000 }, 300_000),
+    ("listener, a commit for each row", Kind::Listener { rows: 1 }, 30_000),
+    ("listener, 1,000 rows a commit", Kind::Listener { rows: 1_000 }, 200_000),
 ];
 
-fn main() {
+fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     if args.next().as_deref() == Some(rival::ARGUMENT) {
-        return rival::main(&args.next().expect("an order"));
+        rival::main(&args.next().expect("an order"));
+        return ExitCode::SUCCESS;
     }
     let options = Options::parse().settled();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(bench(&options));
+    match runtime.block_on(bench(&options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        // A wrong result has no figures, those of the other streams included.
+        Err(wrong) => {
+            eprintln!("\nafterimage: the history is not what was produced, so there are no figures\n{wrong}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
-async fn bench(options: &Options) {
+/// The error is what is wrong with the product's result.
+async fn bench(options: &Options) -> Result<(), String> {
     if !machine::is_optimised() {
         eprintln!("afterimage: this is not an optimised build; `make bench` makes one");
     }
@@ -65,7 +75,7 @@ async fn bench(options: &Options) {
     let mut report = Report { machine, results: Vec::new() };
     for records in &options.records {
         for stream in options.streams() {
-            report.results.push(bench.measure(stream, *records).await);
+            report.results.push(bench.measure(stream, *records).await?);
         }
     }
     if options.json {
@@ -77,6 +87,7 @@ async fn bench(options: &Options) {
     if options.keep {
         bench.keep().await;
     }
+    Ok(())
 }
 
 struct Bench<'a> {
@@ -88,7 +99,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// One stream at one number of records.
-    async fn measure(&mut self, stream: Stream, records: u32) -> Measured {
+    async fn measure(&mut self, stream: Stream, records: u32) -> Result<Measured, String> {
         let Options { partitions, repeat, seed, compression, .. } = self.options;
         let events = self.options.events(stream);
         let mut load = Load { records, events, noops: stream.noops(), seed: *seed, from: 0 };
@@ -116,7 +127,7 @@ impl Bench<'_> {
         eprintln!("   afterimage run: first sights");
         let baseline = self.product.run(stage, &watched, &deployment, &middle, None).await;
         let baseline_sizes = size::measure(&watched.client).await;
-        right(expected.compare(&source, false, &watched.client).await);
+        expected.compare(&source, false, &watched.client).await?;
         watched.close(stage).await;
 
         eprintln!("   filling the topic: the stream");
@@ -136,7 +147,7 @@ impl Bench<'_> {
             let profiler = self.options.profiler.as_deref();
             let run = self.product.run(stage, &watched, &deployment, &ends, profiler).await;
             let sizes = size::measure(&watched.client).await;
-            right(expected.compare(&source, true, &watched.client).await);
+            expected.compare(&source, true, &watched.client).await?;
             watched.close(stage).await;
             if !self.options.keep {
                 stage.drop_database(&copy).await;
@@ -152,7 +163,7 @@ impl Bench<'_> {
             stage.broker.delete_topic(&topic).await;
             std::fs::remove_dir_all(&state).unwrap();
         }
-        Measured {
+        Ok(Measured {
             stream: stream.name(),
             records,
             events,
@@ -163,7 +174,7 @@ impl Bench<'_> {
             baseline_sizes,
             product: runs,
             rivals,
-        }
+        })
     }
 
     /// Each rival once over the stream.
@@ -197,12 +208,5 @@ impl Bench<'_> {
         eprintln!("  Kafka at {}", self.stage.broker.bootstrap());
         eprintln!("  configurations, logs and image stores in {}", self.dir.path().display());
         tokio::signal::ctrl_c().await.unwrap();
-    }
-}
-
-/// A wrong result has no figures.
-fn right(compared: Result<(), String>) {
-    if let Err(wrong) = compared {
-        panic!("the history is not what was produced; no figures\n{wrong}");
     }
 }

@@ -32,10 +32,11 @@ pub fn in_batches(consumer: &BaseConsumer, order: &Order) -> Done {
     assign(consumer, order);
     let mut done = Done { messages: 0, bytes: 0 };
     while done.messages < order.messages {
+        // The call waits until it has as many as it was asked for.
+        let wanted = slots.len().min(usize::try_from(order.messages - done.messages).unwrap_or(usize::MAX));
         // SAFETY: `slots` has room for as many messages as are asked for; the queue is valid until it is destroyed below.
-        let got = unsafe {
-            rd::rd_kafka_consume_batch_queue(queue, SILENCE.as_millis() as i32, slots.as_mut_ptr(), slots.len())
-        };
+        let got =
+            unsafe { rd::rd_kafka_consume_batch_queue(queue, SILENCE.as_millis() as i32, slots.as_mut_ptr(), wanted) };
         assert!(got > 0, "no message in {SILENCE:?}");
         for message in &slots[..got as usize] {
             // SAFETY: the first `got` slots hold messages that are ours until they are destroyed, once each.

@@ -113,11 +113,10 @@ impl Product {
         let before = place(database).await;
         let wanted: i64 = ends.values().sum();
         let wal = database.wal_bytes().await;
-        let servers = stage.cpu(database);
-        let at = Instant::now();
+        let started = Moment::of(std::process::id(), stage, database);
         let mut worker = child::spawn_bound(self.command("run", &config, &log), LastSignal::Kill).unwrap();
         let pid = worker.id();
-        let moment = || Moment { at: Instant::now(), servers: stage.cpu(database), own: cpu::of_process(pid) };
+        let moment = || Moment::of(pid, stage, database);
 
         // Claimed: from now on it reads. Nothing was read before, since a claim says where to begin.
         let claims = before.epochs + ends.len() as i64;
@@ -159,7 +158,7 @@ impl Product {
         if let Some(mut profiler) = profiler {
             profiler.wait().unwrap();
         }
-        let started = Moment { at, servers, own: Duration::ZERO };
+        let started = Moment { own: Duration::ZERO, ..started };
         Run {
             events: (wanted - before.next) as u64,
             used: begun.until(&ended),

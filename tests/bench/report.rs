@@ -251,7 +251,18 @@ impl Measured {
         let share = |seconds: f64| 100.0 * seconds / last.run.used.wall;
         let shown: Vec<String> =
             threads.iter().take(8).map(|(name, seconds)| format!("{name} {:.0} %", share(**seconds))).collect();
-        writeln!(f, "    its threads      {} of the clock", shown.join(", "))
+        writeln!(f, "    its threads      {} of the clock", shown.join(", "))?;
+        let others = self.product.iter().map(|one| one.run.used);
+        let others = others.chain(self.rivals.iter().flat_map(|rival| rival.runs.iter().map(|run| run.used)));
+        let Some(busy) = Spread::of(others.map(|used| used.others / used.wall)) else { return Ok(()) };
+        writeln!(f, "  the machine        {busy} cores busy with other things while this was measured")?;
+        if busy.most > 0.3 {
+            writeln!(
+                f,
+                "                     so what is said by the clock is too low, for everybody: trust the CPU figures"
+            )?;
+        }
+        Ok(())
     }
 }
 

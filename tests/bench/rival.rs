@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use afterimage::demo::child::{self, LastSignal};
 use rdkafka::config::ClientConfig;
@@ -12,7 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
 use super::stage::{Moment, Stage, Used, Watched};
-use super::{cpu, listener, poller};
+use super::{listener, poller};
 
 /// The argument that makes this program a rival.
 pub const ARGUMENT: &str = "--rival";
@@ -79,7 +79,7 @@ pub fn run(stage: &Stage, database: &Watched, order: &Order) -> Run {
     let mut go = rival.stdin.take().unwrap();
     let mut says = BufReader::new(rival.stdout.take().unwrap());
     let mut line = String::new();
-    let moment = || Moment { at: Instant::now(), servers: stage.cpu(database), own: cpu::of_process(pid) };
+    let moment = || Moment::of(pid, stage, database);
 
     assert!(says.read_line(&mut line).unwrap() > 0, "{:?} ended before it began", order.kind);
     let begun = moment();

@@ -202,6 +202,8 @@ pub struct Moment {
     pub servers: ServerCpu,
     /// CPU of the process under test.
     pub own: Duration,
+    /// CPU of the whole machine.
+    pub machine: Duration,
 }
 
 /// What was used between two moments, in seconds.
@@ -215,17 +217,28 @@ pub struct Used {
     pub postgres: f64,
     /// CPU of Kafka.
     pub kafka: f64,
+    /// CPU of everything else on the machine: who is not alone here has no good figures on the clock.
+    pub others: f64,
 }
 
 impl Moment {
+    /// Now, for the process with this id.
+    pub fn of(pid: u32, stage: &Stage, database: &Watched) -> Moment {
+        Moment {
+            at: Instant::now(),
+            servers: stage.cpu(database),
+            own: cpu::of_process(pid),
+            machine: cpu::of_machine(),
+        }
+    }
+
     /// From here to a later moment.
     pub fn until(&self, later: &Moment) -> Used {
         let seconds = |before: Duration, after: Duration| after.saturating_sub(before).as_secs_f64();
-        Used {
-            wall: later.at.duration_since(self.at).as_secs_f64(),
-            own: seconds(self.own, later.own),
-            postgres: seconds(self.servers.postgres, later.servers.postgres),
-            kafka: seconds(self.servers.kafka, later.servers.kafka),
-        }
+        let own = seconds(self.own, later.own);
+        let postgres = seconds(self.servers.postgres, later.servers.postgres);
+        let kafka = seconds(self.servers.kafka, later.servers.kafka);
+        let others = (seconds(self.machine, later.machine) - own - postgres - kafka).max(0.0);
+        Used { wall: later.at.duration_since(self.at).as_secs_f64(), own, postgres, kafka, others }
     }
 }
