@@ -14,11 +14,12 @@ pub(super) fn run(config: Config, _args: RunArgs) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     // Held until the end: dropping it closes the port.
-    let _metrics = telemetry::install(config.metrics.listen)
+    let health = telemetry::Health::default();
+    let _metrics = telemetry::install(config.metrics.listen, &health)
         .map_err(|error| Failure::new(Exit::Failed, "metrics", &error).next(error.next()))?;
     tracing::info!(worker = %config.worker.name, version = env!("CARGO_PKG_VERSION"), "afterimage starts");
     let runtime = runtime()?;
-    let ended = runtime.block_on(seam::run(config));
+    let ended = runtime.block_on(seam::run(config, health));
     if ended.is_err() {
         // A topic's thread may still be waiting for the sink, on this runtime: it goes with the process.
         std::mem::forget(runtime);

@@ -26,6 +26,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::align::Align;
 use super::committer::{Committers, Request};
 use super::dictionary::Dictionary;
 use super::images::Images;
@@ -41,7 +42,7 @@ use crate::kafka::{Consumer, FaultKind, Inbox, Message, TopicPartition};
 use crate::postgres::client::SinkSettings;
 use crate::postgres::commit::{CommitError, Committed};
 use crate::postgres::registry::Source;
-use crate::telemetry::names;
+use crate::telemetry::{Beat, names};
 
 /// Messages that wait for their turn, per partition.
 const LANE: usize = 4_000;
@@ -114,6 +115,10 @@ pub struct Parts {
     pub limits: BatchLimits,
     /// Which database feeds which org.
     pub databases: Databases,
+    /// Keeps in step with other workers on this topic.
+    pub align: Align,
+    /// Tells that this thread moves.
+    pub beat: Beat,
     /// For database calls from this thread.
     pub runtime: Handle,
 }
@@ -178,6 +183,7 @@ impl Group {
     /// Works until told to stop, or until the supervisor is gone.
     pub fn run(mut self) {
         while !self.stopping {
+            self.parts.beat.now();
             self.obey();
             self.settle_in_flight();
             self.read();
@@ -367,11 +373,15 @@ impl Group {
         }
         let mut chunk = Vec::new();
         let wait = self.must_wait();
+        self.look_at_others();
         while chunk.len() < CHUNK && !wait {
             let Some(partition) = next(self.tasks.iter().map(|(partition, task)| (*partition, &task.lane))) else {
                 break;
             };
             let Some(task) = self.tasks.get_mut(&partition) else { break };
+            if !self.parts.align.takes(task) {
+                break;
+            }
             if let Some(waiting) = task.lane.pop() {
                 chunk.push((partition, waiting));
             }
@@ -442,11 +452,13 @@ impl Group {
     }
 
     fn linger(&self) -> Duration {
-        if self.open.rows() == 0 { IDLE_LINGER } else { self.parts.limits.linger }
+        self.parts.align.linger(if self.open.rows() == 0 { IDLE_LINGER } else { self.parts.limits.linger })
     }
 
     fn seal_if_due(&mut self) {
-        let due = self.full() || self.opened.is_some_and(|opened| opened.elapsed() >= self.linger());
+        let due = self.full()
+            || self.parts.align.is_held()
+            || self.opened.is_some_and(|opened| opened.elapsed() >= self.linger());
         if due && self.in_flight.is_none() && !self.open.is_empty() {
             self.seal();
         }

@@ -23,6 +23,11 @@ impl Turn {
     pub fn new(ts: Option<Micros>, lsn: Lsn, delete: bool) -> Self {
         Turn { ts: ts.unwrap_or(Micros::MIN), lsn, later: !delete }
     }
+
+    /// Its source time; of what has none, the beginning of time.
+    pub fn at(self) -> Micros {
+        self.ts
+    }
 }
 
 /// What waits in one partition.

@@ -62,7 +62,7 @@ declare! {
     UNMAPPED_TOPICS = "afterimage_unmapped_topics", Form::Gauge, [], Count,
         "Table topics of a connector that is read, which belong to no org and are ignored. Should be 0.";
     TASKS = "afterimage_task_state", Form::Gauge, ["state"], Count,
-        "Tasks of this worker by state: created, restoring, running, draining, closed, halted.";
+        "Partitions of this worker by state: created (not claimed yet), restoring (the image store catches up), running, waiting (for slower workers on the topic), closed (resting after another worker's claim), halted (a person has to look). halted should be 0.";
 
     // decode
     EVENTS_DECODED = "afterimage_events_decoded_total", Form::Counter, ["topic", "op"], Count,
@@ -92,7 +92,7 @@ declare! {
     LSN_REGRESSED = "afterimage_lsn_regressed_total", Form::Counter, ["topic"], Count,
         "Events with a lower LSN but a later time than their record's last: the source database was replaced.";
     LEFT_BEHIND = "afterimage_partitions_left_behind_total", Form::Counter, ["topic"], Count,
-        "Partitions that had more to read but were not waited for any longer while merging by source time.";
+        "Partitions that had more to read but were not waited for any longer: one that did not deliver while partitions were merged by source time, or one of another worker that committed nothing for a minute.";
     TAKE_OVERS = "afterimage_take_overs_total", Form::Counter, ["topic"], Count,
         "Records whose home moved. A rate that stays high means two live topics for one table.";
 
@@ -124,7 +124,7 @@ declare! {
     EVENT_TO_COMMIT = "afterimage_event_to_commit_seconds", Form::Histogram(SECONDS), [], Seconds,
         "Time from the source's commit of a batch's last event to its own commit here (the clocks of two machines).";
     OLDEST_SNAPSHOT = "afterimage_oldest_snapshot_seconds", Form::Gauge, [], Seconds,
-        "Age of the oldest snapshot in the sink. A long one makes every commit slower until it ends.";
+        "Age of the oldest snapshot in the sink, as far as the worker's role sees others' sessions; asked every 10 s. A long one makes every commit slower until it ends.";
 }
 
 /// Tells the installed recorder the unit and help of every metric. Once, after installing it.
