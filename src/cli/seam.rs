@@ -20,7 +20,7 @@ use crate::postgres::registry::Declared;
 use crate::stream::{self, BatchLimits, RunError, RunSettings, TopicMapping, TopicPlan};
 use crate::telemetry::Health;
 
-const SINK_HINT: &str =
+pub(super) const SINK_HINT: &str =
     "check the address, that the server is up, and sslmode: `afterimage config show` prints what is used";
 const NOT_READ: &str = "belongs to no org and is not read: name it under [[org]] if it should be";
 const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
@@ -71,7 +71,7 @@ fn run_failure(error: RunError) -> Failure {
     }
 }
 
-fn schema_failure(error: &MigrateError) -> Failure {
+pub(super) fn schema_failure(error: &MigrateError) -> Failure {
     let what = "the sink's schema";
     match error {
         MigrateError::Postgres(source) | MigrateError::Failed { source, .. } => {
@@ -82,7 +82,7 @@ fn schema_failure(error: &MigrateError) -> Failure {
 }
 
 /// Completes on the first SIGTERM or SIGINT; later ones change nothing, as dynos may send several.
-fn signals() -> Result<impl Future<Output = ()>, Failure> {
+pub(super) fn signals() -> Result<impl Future<Output = ()>, Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |error| Failure::new(Exit::Failed, "signals can't be handled", error);
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;
@@ -133,7 +133,7 @@ fn micros(duration: Duration) -> Micros {
     Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)
 }
 
-fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Result<SinkSettings, Failure> {
+pub(super) fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Result<SinkSettings, Failure> {
     if postgres.pool_mode == PoolMode::Transaction {
         return Err(Failure::new(
             Exit::Usage,
@@ -155,7 +155,7 @@ fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Result<SinkSet
     })
 }
 
-fn kafka_settings(kafka: &KafkaSettings, config: &Config) -> kafka::KafkaSettings {
+pub(super) fn kafka_settings(kafka: &KafkaSettings, config: &Config) -> kafka::KafkaSettings {
     let mut settings = kafka::KafkaSettings::new(kafka.brokers.clone(), kafka.group.clone());
     settings.client_id = format!("afterimage/{}", config.worker.name);
     settings.extra =

@@ -1,8 +1,8 @@
 //! The verbs that do work: telemetry and a runtime around a call into the module that does it.
 
-use super::args::{GlobalArgs, MigrateArgs, RunArgs};
+use super::args::{GlobalArgs, MigrateArgs, RunArgs, StatusArgs};
 use super::failure::{Exit, Failure};
-use super::seam;
+use super::{seam, status};
 use crate::config::{Config, LogFormat, LogSettings};
 use crate::demo::DemoOptions;
 use crate::telemetry;
@@ -34,6 +34,12 @@ pub(super) fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> 
         tracing::warn!("{warning}");
     }
     runtime()?.block_on(seam::migrate(config, args))
+}
+
+/// `status`.
+pub(super) fn status(config: Config, args: StatusArgs) -> Result<(), Failure> {
+    install_logs(&config.log)?;
+    runtime()?.block_on(status::run(config, args))
 }
 
 /// `demo`. It makes its own configuration; of the global flags only those of the log matter.

@@ -211,7 +211,10 @@ mod tests {
 
         /// Takes what may be taken, in time order, up to a chunk.
         fn work(&mut self, chunk: usize) {
-            if self.held && self.taken == self.committed && let Some(floor) = self.floor() {
+            if self.held
+                && self.taken == self.committed
+                && let Some(floor) = self.floor()
+            {
                 self.stride.step_again(floor);
             }
             self.held = false;

@@ -25,10 +25,14 @@ use crate::telemetry::names;
 
 /// What is known of the others is asked for anew after this long while a topic waits for them …
 const WAITING: Duration = Duration::from_millis(10);
-/// … while one of the others has a backlog …
-const BEHIND: Duration = Duration::from_millis(100);
-/// … and otherwise. Ends and sessions are asked for as seldom as this in any case.
+/// … while it has much to read …
+const BUSY: Duration = Duration::from_millis(25);
+/// … and otherwise. Sessions are asked for as seldom as this in any case.
 const SELDOM: Duration = Duration::from_secs(1);
+/// While a topic has much to read, a partition of others is not believed to be at its end on an older answer.
+const END_AGE: Duration = Duration::from_millis(20);
+/// Messages that wait in a topic's thread from which on it has much to read: less is what comes in live.
+const MUCH: usize = STEP;
 /// Older knowledge holds nobody up: neither the sink nor the broker may be answering.
 const STALE: Duration = Duration::from_secs(5);
 /// Linger of a batch while others may be waiting for it.
@@ -54,6 +58,8 @@ pub struct Board {
     owned: Mutex<BTreeSet<i32>>,
     /// The topic's thread waits for others.
     waits: AtomicBool,
+    /// The topic's thread has much to read.
+    busy: AtomicBool,
     /// Rises with each new [`Facts`].
     version: AtomicU64,
     facts: Mutex<Option<Facts>>,
@@ -77,6 +83,7 @@ impl Board {
             partitions: AtomicI32::new(partitions),
             owned: Mutex::default(),
             waits: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
             version: AtomicU64::new(0),
             facts: Mutex::new(None),
             tasks: Default::default(),
@@ -222,7 +229,11 @@ impl Align {
     }
 
     fn set_waiting(&self, waits: bool) {
-        if self.board.waits.swap(waits, Ordering::AcqRel) != waits && waits {
+        self.set(&self.board.waits, waits);
+    }
+
+    fn set(&self, mark: &AtomicBool, now: bool) {
+        if mark.swap(now, Ordering::AcqRel) != now && now {
             self.bell.notify_one();
         }
     }
@@ -246,6 +257,8 @@ impl Group {
     pub(super) fn look_at_others(&mut self) {
         self.parts.align.count(&mut self.tasks.values());
         let news = self.parts.align.look(self.tasks.keys().copied());
+        let much = self.tasks.values().map(|task| task.lane.len()).sum::<usize>() > MUCH;
+        self.parts.align.set(&self.parts.align.board.busy, much);
         // The next event decides again.
         let was_held = std::mem::take(&mut self.parts.align.held);
         self.parts.align.set_waiting(was_held);
@@ -266,7 +279,8 @@ impl Group {
             !task.lane.is_empty()
                 || self.parts.consumer.high_watermark(topic, task.partition).is_none_or(|end| end > task.next)
         });
-        let reached = behind.map(|task| if task.committed_passed.ts == 0 { Micros::MIN } else { task.committed_passed.ts });
+        let reached =
+            behind.map(|task| if task.committed_passed.ts == 0 { Micros::MIN } else { task.committed_passed.ts });
         reached.min().unwrap_or(Micros::MAX)
     }
 }
@@ -345,17 +359,17 @@ impl Watch {
                 return SELDOM;
             }
         };
-        let (mut waits, mut behind) = (false, false);
+        let (mut waits, mut busy) = (false, false);
         for (board, foreign) in &shared {
             let found = self.judge(board, foreign, &places);
             waits |= board.waits.load(Ordering::Acquire);
-            behind |= found.at.is_some();
+            busy |= board.busy.load(Ordering::Acquire);
             board.publish(found.at);
         }
         if waits {
             WAITING
-        } else if behind {
-            BEHIND
+        } else if busy {
+            BUSY
         } else {
             SELDOM
         }
@@ -364,8 +378,17 @@ impl Watch {
     async fn ask_ends(&mut self, shared: &[(Arc<Board>, Vec<i32>)]) {
         let wanted: HashSet<(i16, i32)> =
             shared.iter().flat_map(|(board, foreign)| foreign.iter().map(|p| (board.source_id, *p))).collect();
-        let asked = self.ends_asked.as_ref();
-        if asked.is_some_and(|(at, asked)| at.elapsed() < SELDOM && wanted.is_subset(asked)) {
+        // What a busy topic has to wait for must not be taken for done because its end was asked for a while ago.
+        let at_end = |of: &(i16, i32)| {
+            let next = self.watched.get(of).map_or(0, |watched| watched.next);
+            self.ends.get(of).is_none_or(|end| *end <= next)
+        };
+        let doubtful = shared
+            .iter()
+            .filter(|(board, _)| board.busy.load(Ordering::Acquire))
+            .any(|(board, foreign)| foreign.iter().any(|partition| at_end(&(board.source_id, *partition))));
+        let age = if doubtful { END_AGE } else { SELDOM };
+        if self.ends_asked.as_ref().is_some_and(|(at, asked)| at.elapsed() < age && wanted.is_subset(asked)) {
             return;
         }
         let sources: HashMap<Arc<str>, i16> =
@@ -429,8 +452,7 @@ impl Watch {
             let place = places.iter().find(|place| (place.source_id, place.partition) == (board.source_id, *partition));
             let (next, epoch) = place.map_or((0, 0), |place| (place.next, place.epoch));
             let of = (board.source_id, *partition);
-            let watched =
-                self.watched.entry(of).or_insert(Watched { next, epoch, since: now, counted: false });
+            let watched = self.watched.entry(of).or_insert(Watched { next, epoch, since: now, counted: false });
             if (watched.next, watched.epoch) != (next, epoch) {
                 *watched = Watched { next, epoch, since: now, counted: false };
             }

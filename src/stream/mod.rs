@@ -194,7 +194,12 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     let beside = [
         tokio::spawn(align::watch(topics.boards.clone(), settings.kafka.clone(), settings.sink.clone())),
         tokio::spawn(upkeep::look_at_sink(settings.sink.clone(), settings.health.clone())),
-        tokio::spawn(upkeep::tell(settings.health.clone(), consumer.clone(), Arc::clone(&claims), topics.boards.clone())),
+        tokio::spawn(upkeep::tell(
+            settings.health.clone(),
+            consumer.clone(),
+            Arc::clone(&claims),
+            topics.boards.clone(),
+        )),
     ];
     let mut finds = upkeep::find_topics(&settings.kafka);
     let mut outcome = Ok(());

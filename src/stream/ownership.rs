@@ -104,9 +104,9 @@ impl Claims {
             .block_on(async { tokio::time::timeout(CLAIM_TIME, claim(&self.sink, &self.claimant, &wanted)).await });
         let (claims, halted) =
             claimed.map_err(|_| "the sink does not answer".to_string())?.map_err(|error| error.to_string())?;
-        let now_halted = halted.into_iter().filter_map(|one| {
-            Some((TopicPartition::new(self.topic_of(one.source_id)?, one.partition), one.reason))
-        });
+        let now_halted = halted
+            .into_iter()
+            .filter_map(|one| Some((TopicPartition::new(self.topic_of(one.source_id)?, one.partition), one.reason)));
         self.tell_halted(partitions, now_halted.collect());
         let mut tasks: BTreeMap<Arc<str>, Vec<Task>> = BTreeMap::new();
         let mut starts = Vec::with_capacity(claims.len());

@@ -62,11 +62,7 @@ pub(super) struct Running {
 impl Prepared {
     /// For the ownership callbacks.
     pub fn side(&self) -> TopicSide {
-        TopicSide {
-            source_id: self.source.source_id,
-            commands: self.sender.clone(),
-            inbox: Arc::clone(&self.inbox),
-        }
+        TopicSide { source_id: self.source.source_id, commands: self.sender.clone(), inbox: Arc::clone(&self.inbox) }
     }
 }
 

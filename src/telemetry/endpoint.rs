@@ -180,8 +180,12 @@ fn answer(mut stream: TcpStream, handle: &PrometheusHandle, health: &Health) -> 
         (b"GET" | b"HEAD", b"/healthz") => json(health.healthz()),
         (b"GET" | b"HEAD", b"/readyz") => json(health.readyz()),
         (b"GET" | b"HEAD", b"/metrics") => ("200 OK", "text/plain; version=0.0.4; charset=utf-8", handle.render()),
-        (b"GET" | b"HEAD", b"/") => ("200 OK", "text/plain; charset=utf-8", "afterimage: see /metrics, /healthz, /readyz\n".to_owned()),
-        (b"GET" | b"HEAD", _) => ("404 Not Found", "text/plain; charset=utf-8", "see /metrics, /healthz, /readyz\n".to_owned()),
+        (b"GET" | b"HEAD", b"/") => {
+            ("200 OK", "text/plain; charset=utf-8", "afterimage: see /metrics, /healthz, /readyz\n".to_owned())
+        }
+        (b"GET" | b"HEAD", _) => {
+            ("404 Not Found", "text/plain; charset=utf-8", "see /metrics, /healthz, /readyz\n".to_owned())
+        }
         _ => ("405 Method Not Allowed", "text/plain; charset=utf-8", "GET /metrics\n".to_owned()),
     };
     let length = body.len();

@@ -168,7 +168,10 @@ mod tests {
         assert_eq!(reason(&health), "partitions are not claimed yet");
         health.partitions(Partitions { claimed: 4, halted: 1, ..Partitions::default() });
         let (ready, body) = health.readyz();
-        assert!(ready && body["partitions"] == json!({"claimed": 4, "unclaimed": 0, "resting": 0, "halted": 1}), "{body}");
+        assert!(
+            ready && body["partitions"] == json!({"claimed": 4, "unclaimed": 0, "resting": 0, "halted": 1}),
+            "{body}"
+        );
         health.stopping();
         assert_eq!(reason(&health), "stopping");
     }

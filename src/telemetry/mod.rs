@@ -10,4 +10,4 @@ pub mod names;
 
 pub use endpoint::{MetricsError, MetricsServer, install, serve};
 pub use health::{Beat, Health, Partitions};
-pub use logs::{LogError, install as install_logs};
+pub use logs::{LogError, install as install_logs, is_json, json_line};
