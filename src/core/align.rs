@@ -2,8 +2,10 @@
 //! own, by the source's time?
 //!
 //! Each worker knows of the others only what they have committed. It reads freely up to [`LEEWAY`] beyond the slowest of
-//! their partitions that still has a backlog, and from there [`Stride::step`] events more: where events are rare, time
-//! alone would allow one event for each commit. Then it waits, unless nobody is slower than itself.
+//! their partitions that still has a backlog, and from there a step of [`STEP`] events more: where events are rare, time
+//! alone would allow one event for each commit. Then it waits, unless nobody is slower than itself. While the others have
+//! no backlog it reads what it had at hand when that was asked, and then asks again: what they get later is not older,
+//! because the source wrote it later.
 //!
 //! **Two workers never wait for each other for good.** Committed times only rise. So what a worker knows of the others
 //! is at most their true place, and once it has asked again it is that place. Take the partition with the smallest
@@ -71,35 +73,42 @@ pub fn slowest(others: &[Other]) -> Slowest {
 #[derive(Debug)]
 pub struct Stride {
     step: usize,
+    /// As last told; `None` = nobody was waited for.
     slowest: Option<Micros>,
-    /// Source times of events taken beyond the leeway, at most `step`.
+    /// Up to here events are taken freely; `None` = all of them.
+    horizon: Option<Micros>,
+    /// Source times of events taken beyond the horizon, at most `step`.
     ahead: Vec<Micros>,
 }
 
 impl Stride {
-    /// Nobody is waited for yet; `step` as in [`STEP`].
+    /// All partitions are ours; `step` as in [`STEP`].
     pub fn new(step: usize) -> Self {
-        Stride { step: step.max(1), slowest: None, ahead: Vec::new() }
+        Stride { step: step.max(1), slowest: None, horizon: None, ahead: Vec::new() }
     }
 
-    /// Whether nobody is waited for.
+    /// Whether everything may be taken.
     pub fn is_free(&self) -> bool {
-        self.slowest.is_none()
+        self.horizon.is_none()
     }
 
-    /// The slowest partition of the others is there now ([`Slowest::at`]).
-    pub fn see(&mut self, slowest: Option<Micros>) {
+    /// Nobody else reads this topic, or nothing is known of them.
+    pub fn free(&mut self) {
+        *self = Stride::new(self.step);
+    }
+
+    /// The slowest partition of the others is there now ([`Slowest::at`]); `newest` is the source time of the newest
+    /// event at hand.
+    pub fn see(&mut self, slowest: Option<Micros>, newest: Micros) {
+        let horizon = slowest.unwrap_or(newest).saturating_add(LEEWAY);
         self.slowest = slowest;
-        match self.horizon() {
-            Some(horizon) => self.ahead.retain(|at| *at > horizon),
-            None => self.ahead.clear(),
-        }
+        self.horizon = Some(horizon);
+        self.ahead.retain(|at| *at > horizon);
     }
 
     /// Takes the event of this source time, if it may be taken now.
     pub fn take(&mut self, at: Micros) -> bool {
-        let Some(horizon) = self.horizon() else { return true };
-        if at > horizon {
+        if self.horizon.is_some_and(|horizon| at > horizon) {
             if self.ahead.len() >= self.step {
                 return false;
             }
@@ -111,7 +120,7 @@ impl Stride {
     /// After [`take`](Self::take) refused, and all that was taken is committed: another step, if none of the others is
     /// slower. `floor` is the committed source time of the slowest of our own partitions that have a backlog.
     pub fn step_again(&mut self, floor: Micros) -> bool {
-        let nobody_is_slower = self.slowest.is_none_or(|slowest| floor <= slowest);
+        let nobody_is_slower = self.slowest.is_some_and(|slowest| floor <= slowest);
         if nobody_is_slower {
             self.ahead.clear();
         }
@@ -121,10 +130,6 @@ impl Stride {
     /// Whether others may be waiting for us: the slowest of them is ahead of our slowest.
     pub fn is_behind(&self, floor: Micros) -> bool {
         self.slowest.is_some_and(|slowest| floor < slowest)
-    }
-
-    fn horizon(&self) -> Option<Micros> {
-        self.slowest.map(|slowest| slowest.saturating_add(LEEWAY))
     }
 }
 
@@ -165,18 +170,28 @@ mod tests {
     fn within_the_leeway_nothing_is_counted_beyond_it_a_step_is_allowed() {
         let mut stride = Stride::new(2);
         assert!(stride.is_free() && stride.take(Micros::MAX));
-        stride.see(Some(100 * SECOND));
+        stride.see(Some(100 * SECOND), 0);
         for _ in 0..10 {
             assert!(stride.take(102 * SECOND));
         }
         assert!(stride.take(103 * SECOND) && stride.take(104 * SECOND) && !stride.take(105 * SECOND));
         assert!(stride.take(101 * SECOND), "an event within the leeway is never held");
-        stride.see(Some(101 * SECOND));
+        stride.see(Some(101 * SECOND), 0);
         assert!(stride.take(106 * SECOND) && !stride.take(107 * SECOND), "one of the two is not ahead any more");
         assert!(!stride.step_again(102 * SECOND), "someone is slower");
         assert!(stride.step_again(101 * SECOND) && stride.take(107 * SECOND), "nobody is slower");
-        stride.see(None);
+        stride.free();
         assert!(stride.take(Micros::MAX));
+    }
+
+    #[test]
+    fn while_the_others_are_at_their_ends_what_is_at_hand_is_read_and_then_they_are_asked_again() {
+        let mut stride = Stride::new(1);
+        stride.see(None, 100 * SECOND);
+        assert!(stride.take(102 * SECOND) && stride.take(103 * SECOND) && !stride.take(104 * SECOND));
+        assert!(!stride.step_again(0), "only an answer tells that they still are");
+        stride.see(None, 110 * SECOND);
+        assert!(stride.take(104 * SECOND));
     }
 
     /// A worker of the simulation: its partitions' events by time, and what it has taken and committed of them.
@@ -262,7 +277,9 @@ mod tests {
     fn ask(workers: &mut [Worker], who: usize) {
         let others: Vec<Other> =
             (0..workers.len()).filter(|other| *other != who).flat_map(|other| workers[other].others()).collect();
-        workers[who].stride.see(slowest(&others).at);
+        let at_hand = workers[who].lanes.iter().filter_map(|lane| lane.last()).max();
+        let newest = at_hand.copied().unwrap_or(0);
+        workers[who].stride.see(slowest(&others).at, newest);
     }
 
     proptest! {

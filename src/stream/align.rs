@@ -4,7 +4,7 @@
 //! ends, and writes them on the topic's [`Board`]; the topic's thread only looks there. While a worker owns all
 //! partitions of a topic nothing is asked.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -152,6 +152,8 @@ pub struct Align {
     held: bool,
     /// Others may be waiting for us.
     awaited: bool,
+    /// Source time of the newest event that was seen.
+    newest: Micros,
     counted: Instant,
 }
 
@@ -160,7 +162,17 @@ impl Align {
     pub fn new(board: Arc<Board>, boards: &Boards) -> Self {
         let now = Instant::now();
         let bell = Arc::clone(&boards.bell);
-        Align { board, bell, stride: Stride::new(STEP), seen: 0, asked: now, held: false, awaited: false, counted: now }
+        Align {
+            board,
+            bell,
+            stride: Stride::new(STEP),
+            seen: 0,
+            asked: now,
+            held: false,
+            awaited: false,
+            newest: Micros::MIN,
+            counted: now,
+        }
     }
 
     /// Whether the task's next event may be taken now; it then counts as taken.
@@ -169,7 +181,9 @@ impl Align {
         if self.stride.is_free() || !task.caught_up() {
             return true;
         }
-        self.held = !self.stride.take(task.lane.turn().map_or(Micros::MIN, Turn::at));
+        let at = task.lane.turn().map_or(Micros::MIN, Turn::at);
+        self.newest = self.newest.max(at);
+        self.held = !self.stride.take(at);
         if self.held {
             self.set_waiting(true);
         }
@@ -188,12 +202,12 @@ impl Align {
     }
 
     /// Tells who is ours, and takes what is new of the others; true = something was new.
-    fn look(&mut self, tasks: impl ExactSizeIterator<Item = i32> + Clone) -> bool {
+    fn look(&mut self, tasks: &BTreeMap<i32, Task>) -> bool {
         let (owned, all) = (tasks.len(), self.board.partitions.load(Ordering::Relaxed));
         {
             let mut known = lock(&self.board.owned);
-            if known.len() != owned || !tasks.clone().all(|partition| known.contains(&partition)) {
-                *known = tasks.collect();
+            if known.len() != owned || !tasks.keys().all(|partition| known.contains(partition)) {
+                *known = tasks.keys().copied().collect();
                 // What is known of the others was asked for others.
                 *lock(&self.board.facts) = None;
                 self.board.version.fetch_add(1, Ordering::Release);
@@ -212,19 +226,17 @@ impl Align {
             return false;
         }
         self.seen = version;
-        match *lock(&self.board.facts) {
-            Some(facts) => {
-                self.asked = facts.asked;
-                self.stride.see(facts.slowest);
-            }
-            // Those of before still hold until the new ones are there.
-            None => self.asked = Instant::now(),
-        }
+        let facts = *lock(&self.board.facts);
+        self.asked = facts.map_or_else(Instant::now, |facts| facts.asked);
+        // Before the first answer nothing is known but what is at hand.
+        let at_hand = tasks.values().filter_map(|task| task.lane.newest()).max();
+        self.newest = self.newest.max(at_hand.unwrap_or(Micros::MIN));
+        self.stride.see(facts.and_then(|facts| facts.slowest), self.newest);
         true
     }
 
     fn free(&mut self) {
-        self.stride.see(None);
+        self.stride.free();
         self.awaited = false;
     }
 
@@ -256,7 +268,7 @@ impl Group {
     /// Once before each chunk.
     pub(super) fn look_at_others(&mut self) {
         self.parts.align.count(&mut self.tasks.values());
-        let news = self.parts.align.look(self.tasks.keys().copied());
+        let news = self.parts.align.look(&self.tasks);
         let much = self.tasks.values().map(|task| task.lane.len()).sum::<usize>() > MUCH;
         self.parts.align.set(&self.parts.align.board.busy, much);
         // The next event decides again.

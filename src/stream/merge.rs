@@ -52,6 +52,11 @@ impl<T> Lane<T> {
         self.queue.front().map(|(turn, _)| *turn)
     }
 
+    /// Source time of the newest message that has one.
+    pub fn newest(&self) -> Option<Micros> {
+        self.queue.iter().rev().map(|(turn, _)| turn.ts).find(|ts| *ts != Micros::MIN)
+    }
+
     /// Takes the first message.
     pub fn pop(&mut self) -> Option<T> {
         self.queue.pop_front().map(|(_, item)| item)

@@ -106,7 +106,7 @@ declare! {
     DELTAS_WRITTEN = "afterimage_deltas_written_total", Form::Counter, ["op"], Count,
         "Versions committed; op: baseline, create, update, backfill, delete, undelete.";
     COMMITS = "afterimage_commits_total", Form::Counter, ["result"], Count,
-        "Commits by result: committed, fenced, moved_on, retried, unknown.";
+        "Commits by result: committed, fenced, rewound, again, unknown, refused.";
     COMMIT_SECONDS = "afterimage_commit_duration_seconds", Form::Histogram(SECONDS), ["step"], Seconds,
         "Time of a commit's steps; step: copy, lock, update, advance, commit, whole.";
     FENCED_COMMITS = "afterimage_fenced_commits_total", Form::Counter, [], Count,
@@ -168,5 +168,15 @@ mod tests {
                 assert!(!["sfid", "key", "record", "value", "field"].contains(label), "{name} has the label {label}");
             }
         }
+    }
+
+    #[test]
+    fn the_readme_of_grafana_names_every_metric_and_no_other() {
+        let page = include_str!("../../grafana/README.md");
+        let part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let said: std::collections::BTreeSet<&str> =
+            page.split(|c| !part(c)).filter(|word| word.starts_with("afterimage_")).collect();
+        let declared: std::collections::BTreeSet<&str> = ALL.iter().map(|metric| metric.name).collect();
+        assert_eq!(said, declared);
     }
 }
