@@ -92,7 +92,12 @@ async fn every_stage_counts_on_metrics_and_no_log_holds_a_value() {
     let client = sink.connect().await;
     caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
     assert_history(&client, &stream, "account").await;
-    let metrics = worker.metrics().await;
+    // States are told every second.
+    let metrics = wait_for("tasks that run", LONG, async || {
+        let metrics = worker.metrics().await;
+        if metrics.contains("afterimage_task_state{state=\"running\"} 2") { Ok(metrics) } else { Err(metrics) }
+    })
+    .await;
     let value = |name: &str| total(&metrics, name);
     let events = stream.next.iter().sum::<i64>() as f64;
     assert_eq!(value("afterimage_messages_consumed_total"), events, "{metrics}");
@@ -369,12 +374,13 @@ async fn health_and_readiness_tell_a_worker_that_works_from_one_whose_sink_is_of
     let mut worker = deployment.worker("one");
     let client = sink.connect().await;
     caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    // It is told every second.
     wait_for("readiness", LONG, async || {
         let answer = worker.get("/readyz").await;
-        if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+        let ready = answer.starts_with("HTTP/1.1 200") && body(&answer)["partitions"]["claimed"] == 2;
+        if ready { Ok(()) } else { Err(answer) }
     })
     .await;
-    assert_eq!(body(&worker.get("/readyz").await)["partitions"]["claimed"], 2);
     let answer = worker.get("/healthz").await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("application/json"), "{answer}");
     assert!(body(&answer)["threads"].as_u64() >= Some(2), "{answer}");

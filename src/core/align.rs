@@ -2,8 +2,8 @@
 //! own, by the source's time?
 //!
 //! Each worker knows of the others only what they have committed. It reads freely up to [`LEEWAY`] beyond the slowest of
-//! their partitions that still has a backlog, and from there a step of [`STEP`] events more: where events are rare, time
-//! alone would allow one event for each commit. Then it waits, unless nobody is slower than itself. While the others have
+//! their partitions that still has a backlog, or a step of [`STEP`] events beyond it, whichever is more: where events are
+//! rare, time alone would allow one event for each commit. Then it waits, unless nobody is slower than itself. While the others have
 //! no backlog it reads what it had at hand when that was asked, and then asks again: what they get later is not older,
 //! because the source wrote it later.
 //!
@@ -20,8 +20,9 @@ pub const LEEWAY: Micros = 2_000_000;
 pub const STUCK: Micros = 60_000_000;
 /// The same where the owner's process is gone: longer than the group needs to find another one (µs).
 pub const OWNERLESS: Micros = 15_000_000;
-/// Events beyond the leeway that a worker may take before it waits.
-pub const STEP: usize = 200;
+/// Events beyond the slowest partition of others that a worker may take in any case before it waits. Few, because a
+/// record that moves within so many events may come late; not too few, because a step takes the time of a commit.
+pub const STEP: usize = 50;
 
 /// A partition of the topic that is not ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,21 +76,21 @@ pub struct Stride {
     step: usize,
     /// As last told; `None` = nobody was waited for.
     slowest: Option<Micros>,
-    /// Up to here events are taken freely; `None` = all of them.
-    horizon: Option<Micros>,
-    /// Source times of events taken beyond the horizon, at most `step`.
+    /// The slowest, or the newest event at hand when there was none; `None` = all events are taken freely.
+    mark: Option<Micros>,
+    /// Source times of events taken beyond the mark: the first `step` of them, more are of no interest.
     ahead: Vec<Micros>,
 }
 
 impl Stride {
     /// All partitions are ours; `step` as in [`STEP`].
     pub fn new(step: usize) -> Self {
-        Stride { step: step.max(1), slowest: None, horizon: None, ahead: Vec::new() }
+        Stride { step: step.max(1), slowest: None, mark: None, ahead: Vec::new() }
     }
 
     /// Whether everything may be taken.
     pub fn is_free(&self) -> bool {
-        self.horizon.is_none()
+        self.mark.is_none()
     }
 
     /// Nobody else reads this topic, or nothing is known of them.
@@ -100,21 +101,20 @@ impl Stride {
     /// The slowest partition of the others is there now ([`Slowest::at`]); `newest` is the source time of the newest
     /// event at hand.
     pub fn see(&mut self, slowest: Option<Micros>, newest: Micros) {
-        let horizon = slowest.unwrap_or(newest).saturating_add(LEEWAY);
+        let mark = slowest.unwrap_or(newest);
         self.slowest = slowest;
-        self.horizon = Some(horizon);
-        self.ahead.retain(|at| *at > horizon);
+        self.mark = Some(mark);
+        self.ahead.retain(|at| *at > mark);
     }
 
     /// Takes the event of this source time, if it may be taken now.
     pub fn take(&mut self, at: Micros) -> bool {
-        if self.horizon.is_some_and(|horizon| at > horizon) {
-            if self.ahead.len() >= self.step {
-                return false;
-            }
+        let Some(mark) = self.mark.filter(|mark| at > *mark) else { return true };
+        if self.ahead.len() < self.step {
             self.ahead.push(at);
+            return true;
         }
-        true
+        at <= mark.saturating_add(LEEWAY)
     }
 
     /// After [`take`](Self::take) refused, and all that was taken is committed: another step, if none of the others is
@@ -167,19 +167,22 @@ mod tests {
     }
 
     #[test]
-    fn within_the_leeway_nothing_is_counted_beyond_it_a_step_is_allowed() {
+    fn within_the_leeway_everything_is_taken_and_in_any_case_a_step() {
         let mut stride = Stride::new(2);
         assert!(stride.is_free() && stride.take(Micros::MAX));
         stride.see(Some(100 * SECOND), 0);
         for _ in 0..10 {
             assert!(stride.take(102 * SECOND));
         }
+        assert!(!stride.take(103 * SECOND), "the step was taken within the leeway");
+        stride.free();
+        stride.see(Some(100 * SECOND), 0);
         assert!(stride.take(103 * SECOND) && stride.take(104 * SECOND) && !stride.take(105 * SECOND));
         assert!(stride.take(101 * SECOND), "an event within the leeway is never held");
-        stride.see(Some(101 * SECOND), 0);
+        stride.see(Some(103 * SECOND), 0);
         assert!(stride.take(106 * SECOND) && !stride.take(107 * SECOND), "one of the two is not ahead any more");
-        assert!(!stride.step_again(102 * SECOND), "someone is slower");
-        assert!(stride.step_again(101 * SECOND) && stride.take(107 * SECOND), "nobody is slower");
+        assert!(!stride.step_again(104 * SECOND), "someone is slower");
+        assert!(stride.step_again(103 * SECOND) && stride.take(107 * SECOND), "nobody is slower");
         stride.free();
         assert!(stride.take(Micros::MAX));
     }

@@ -20,6 +20,8 @@ pub struct Stream {
     pub next: Vec<i64>,
     start: i64,
     lsn: u64,
+    /// Milliseconds of source time between two events of [`rounds`](Stream::rounds).
+    pub apart: u64,
     rows: BTreeMap<String, (u32, Value)>,
     /// The table's `id` of each record.
     ids: BTreeMap<u32, u32>,
@@ -42,8 +44,9 @@ impl Stream {
             topic: topic.into(),
             producer: Producer::connect(&KafkaSettings::new(servers, "")).unwrap(),
             next: vec![0; partitions as usize],
-            start: now - 3_600_000_000,
+            start: now - 30 * 86_400_000_000,
             lsn: 1_000,
+            apart: 10,
             rows: BTreeMap::new(),
             ids: BTreeMap::new(),
             stamps: BTreeMap::new(),
@@ -52,7 +55,9 @@ impl Stream {
     }
 
     /// The topic has so many partitions from now on.
-    pub fn grow(&mut self, partitions: usize) {
+    pub fn grow(&mut self, servers: &str, partitions: usize) {
+        // A client of before would know of them only later.
+        self.producer = Producer::connect(&KafkaSettings::new(servers, "")).unwrap();
         self.next.resize(partitions, 0);
     }
 
@@ -124,6 +129,7 @@ impl Stream {
         for round in rounds {
             for n in 1..=records {
                 let sfid = sfid(n);
+                self.lsn += self.apart - 10;
                 // Each third write repeats the one before; each fifth only moves the stamp.
                 let step = round - round % 3 / 2 - u32::from(round % 5 == 4);
                 let visible = json!({"name": format!("{VALUE} {n}"), "visits__c": step / 2, "active__c": step % 4 == 0,
