@@ -76,9 +76,9 @@ declare! {
     READ_THROUGH_SECONDS = "afterimage_read_through_duration_seconds", Form::Histogram(SECONDS), [], Seconds,
         "Time of one batched image lookup in Postgres.";
     STATE_SECONDS = "afterimage_state_operation_duration_seconds", Form::Histogram(SECONDS), ["operation"], Seconds,
-        "Time of one batched operation of the image store; operation: get, put, invalidate, clear.";
+        "Time of one batched operation of the image store; operation: get, put.";
     STATE_INVALIDATED = "afterimage_state_invalidated_records_total", Form::Counter, ["reason"], Count,
-        "Images dropped from the store; reason: moved, catch_up, forget, repair.";
+        "Images dropped from the store; reason: catch_up.";
     STATE_CLEARED = "afterimage_state_cleared_total", Form::Counter, ["reason"], Count,
         "Partitions whose images were dropped whole; reason: ahead, lineage, range_gone, too_far.";
 
@@ -108,11 +108,11 @@ declare! {
     COMMITS = "afterimage_commits_total", Form::Counter, ["result"], Count,
         "Commits by result: committed, fenced, rewound, again, unknown, refused.";
     COMMIT_SECONDS = "afterimage_commit_duration_seconds", Form::Histogram(SECONDS), ["step"], Seconds,
-        "Time of a commit's steps; step: copy, lock, update, advance, commit, whole.";
+        "Time of a commit; step: whole.";
     FENCED_COMMITS = "afterimage_fenced_commits_total", Form::Counter, [], Count,
         "Commits refused because another worker claimed the partition. It rises with rebalances only.";
     REWINDS = "afterimage_rewinds_total", Form::Counter, ["reason"], Count,
-        "Partitions read again from their committed position; reason: invalidated, taken_over, claimed, error.";
+        "Partitions read again from their committed position; reason: error (a commit failed or was undone), claimed (claimed again).";
     CLAIMS = "afterimage_claims_total", Form::Counter, ["result"], Count,
         "Claims of partitions; result: claimed, refused, timed_out.";
     GAPS = "afterimage_gaps_total", Form::Counter, ["topic"], Count,
