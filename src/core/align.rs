@@ -2,8 +2,9 @@
 //! own, by the source's time?
 //!
 //! Each worker knows of the others only what they have committed. It reads freely up to [`LEEWAY`] beyond the slowest of
-//! their partitions that still has a backlog, or a step of [`STEP`] events beyond it, whichever is more: where events are
-//! rare, time alone would allow one event for each commit. Then it waits, unless nobody is slower than itself. While the others have
+//! their partitions that still has a backlog, and from there a step of up to [`STEP`] events: where events are rare, time
+//! alone would allow one event for each commit. A step ends early where events are dense ([`DENSE`]): a table reload moves
+//! its records within minutes, and there time is the better measure. Then it waits, unless nobody is slower than itself. While the others have
 //! no backlog it reads what it had at hand when that was asked, and then asks again: what they get later is not older,
 //! because the source wrote it later.
 //!
@@ -20,9 +21,12 @@ pub const LEEWAY: Micros = 2_000_000;
 pub const STUCK: Micros = 60_000_000;
 /// The same where the owner's process is gone: longer than the group needs to find another one (µs).
 pub const OWNERLESS: Micros = 15_000_000;
-/// Events beyond the slowest partition of others that a worker may take in any case before it waits. Few, because a
-/// record that moves within so many events may come late; not too few, because a step takes the time of a commit.
-pub const STEP: usize = 50;
+/// Events beyond the slowest partition of others that a worker may take before it waits, where events are rare. Not too
+/// few, because a step takes the time of a commit.
+pub const STEP: usize = 500;
+/// Events within one leeway that end a step. Few, because of a record that moves while they are taken, the later event may
+/// be read first.
+pub const DENSE: usize = 25;
 
 /// A partition of the topic that is not ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,11 +114,19 @@ impl Stride {
     /// Takes the event of this source time, if it may be taken now.
     pub fn take(&mut self, at: Micros) -> bool {
         let Some(mark) = self.mark.filter(|mark| at > *mark) else { return true };
+        if at > mark.saturating_add(LEEWAY) && (self.ahead.len() >= self.step || self.is_dense(at)) {
+            return false;
+        }
         if self.ahead.len() < self.step {
             self.ahead.push(at);
-            return true;
         }
-        at <= mark.saturating_add(LEEWAY)
+        true
+    }
+
+    /// Whether many events were taken shortly before this one.
+    fn is_dense(&self, at: Micros) -> bool {
+        let since = at.saturating_sub(LEEWAY);
+        self.ahead.iter().rev().take(DENSE).filter(|taken| **taken >= since).count() == DENSE
     }
 
     /// After [`take`](Self::take) refused, and all that was taken is committed: another step, if none of the others is
@@ -188,13 +200,24 @@ mod tests {
     }
 
     #[test]
+    fn a_step_is_long_where_events_are_rare_and_short_where_they_are_dense() {
+        let taken = |apart: Micros| {
+            let mut stride = Stride::new(STEP);
+            stride.see(Some(0), 0);
+            (1..).take_while(|nth| stride.take(10 * SECOND + nth * apart)).count()
+        };
+        assert_eq!((taken(60 * SECOND), taken(SECOND)), (STEP, STEP));
+        assert_eq!((taken(SECOND / 100), taken(0)), (DENSE, DENSE));
+    }
+
+    #[test]
     fn while_the_others_are_at_their_ends_what_is_at_hand_is_read_and_then_they_are_asked_again() {
         let mut stride = Stride::new(1);
         stride.see(None, 100 * SECOND);
-        assert!(stride.take(102 * SECOND) && stride.take(103 * SECOND) && !stride.take(104 * SECOND));
+        assert!(stride.take(102 * SECOND) && !stride.take(103 * SECOND));
         assert!(!stride.step_again(0), "only an answer tells that they still are");
         stride.see(None, 110 * SECOND);
-        assert!(stride.take(104 * SECOND));
+        assert!(stride.take(103 * SECOND));
     }
 
     /// A worker of the simulation: its partitions' events by time, and what it has taken and committed of them.

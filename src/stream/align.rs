@@ -32,7 +32,7 @@ const SELDOM: Duration = Duration::from_secs(1);
 /// While a topic has much to read, a partition of others is not believed to be at its end on an older answer.
 const END_AGE: Duration = Duration::from_millis(20);
 /// Messages that wait in a topic's thread from which on it has much to read: less is what comes in live.
-const MUCH: usize = 2 * STEP;
+const MUCH: usize = 100;
 /// Older knowledge holds nobody up: neither the sink nor the broker may be answering.
 const STALE: Duration = Duration::from_secs(5);
 /// Linger of a batch while others may be waiting for it.
