@@ -3,145 +3,19 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Output};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use afterimage::kafka::{EmbeddedBroker, Producer};
+use afterimage::kafka::EmbeddedBroker;
 use serde_json::{Value, json};
 use support::app::Deployment;
-use support::audit::{self, Ends, Entry, assert_conserved, assert_same, caught_up, held_up, history};
+use support::audit::{self, Ends, assert_conserved, assert_same, caught_up, held_up, history};
 use support::postgres::{Database, fresh_database};
+use support::stream::{Stream, VALUE};
 use support::wait::{LONG, wait_for, wait_until};
 use tokio_postgres::Client;
-
-/// Part of every value of every record here: no log may hold it.
-const VALUE: &str = "Qz7-Confidential";
-
-/// A topic as a connector would fill it, and the history that must come of it.
-struct Stream {
-    topic: String,
-    producer: Producer,
-    next: Vec<i64>,
-    start: i64,
-    lsn: u64,
-    rows: BTreeMap<String, (u32, Value)>,
-    wanted: BTreeMap<String, Vec<Entry>>,
-}
-
-impl Stream {
-    fn new(broker: &EmbeddedBroker, topic: &str, partitions: i32) -> Stream {
-        broker.create_topic(topic, partitions).unwrap();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64;
-        Stream {
-            topic: topic.into(),
-            producer: broker.producer().unwrap(),
-            next: vec![0; partitions as usize],
-            start: now - 3_600_000_000,
-            lsn: 1_000,
-            rows: BTreeMap::new(),
-            wanted: BTreeMap::new(),
-        }
-    }
-
-    /// Writes any message; gives its offset.
-    fn send(&mut self, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>) -> i64 {
-        self.producer.send(&self.topic, Some(partition), key, value, None).unwrap();
-        let next = &mut self.next[partition as usize];
-        *next += 1;
-        *next - 1
-    }
-
-    fn event(&mut self, op: &str, key: &Value, after: Value) -> (i32, i64) {
-        self.lsn += 10;
-        let ts = self.start + self.lsn as i64 * 1_000;
-        let before = if op == "d" { key.clone() } else { Value::Null };
-        let value = json!({
-            "before": before, "after": after,
-            "source": {"version": "2.7.4.Final", "connector": "postgresql", "name": "calm", "ts_ms": ts / 1_000,
-                "ts_us": ts, "snapshot": "false", "db": "d", "sequence": null, "schema": "emea", "table": "t",
-                "txId": self.lsn, "lsn": self.lsn, "xmin": null},
-            "transaction": null, "op": op, "ts_ms": ts / 1_000,
-        });
-        let key = key.to_string();
-        let partition = (xxhash_rust::xxh3::xxh3_64(key.as_bytes()) % self.next.len() as u64) as i32;
-        let offset = self.send(partition, Some(key.as_bytes()), Some(value.to_string().as_bytes()));
-        (partition, offset)
-    }
-
-    /// An insert or update of a whole row, `identity` being what must name its record. `visible` are its fields.
-    fn upsert(&mut self, key: &Value, identity: &str, hidden: &Value, visible: Value) {
-        let known = self.rows.get(identity).cloned();
-        let mut after = visible.clone();
-        for (name, value) in hidden.as_object().unwrap() {
-            after[name] = value.clone();
-        }
-        let (partition, offset) = self.event(if known.is_some() { "u" } else { "c" }, key, after);
-        let old = known.as_ref().map(|(_, row)| row);
-        let changes: serde_json::Map<String, Value> = visible
-            .as_object()
-            .unwrap()
-            .iter()
-            .filter(|(name, value)| old.map_or(!value.is_null(), |old| old[*name] != **value))
-            .map(|(name, value)| (name.clone(), json!([old.map_or(Value::Null, |old| old[name].clone()), value])))
-            .collect();
-        let seq = known.as_ref().map_or(0, |(seq, _)| seq + 1);
-        if changes.is_empty() {
-            return;
-        }
-        let op = if seq == 0 { "create" } else { "update" };
-        self.rows.insert(identity.into(), (seq, visible));
-        self.want(identity, seq, op, changes.into(), partition, offset);
-    }
-
-    fn delete(&mut self, key: &Value, identity: &str) {
-        let (partition, offset) = self.event("d", key, Value::Null);
-        self.send(partition, Some(key.to_string().as_bytes()), None);
-        let (seq, _) = self.rows.remove(identity).unwrap();
-        self.want(identity, seq + 1, "delete", json!({}), partition, offset);
-    }
-
-    fn want(&mut self, identity: &str, seq: u32, op: &str, changes: Value, partition: i32, offset: i64) {
-        let entry = (identity.to_string(), seq as i32, op.to_string(), changes, partition, offset);
-        self.wanted.entry(identity.into()).or_default().push(entry);
-    }
-
-    /// Rounds of creates, edits, repeats and touches of some Connect records.
-    fn rounds(&mut self, records: u32, rounds: std::ops::Range<u32>) {
-        for round in rounds {
-            for n in 1..=records {
-                let sfid = sfid(n);
-                // Each third write repeats the one before; each fifth only moves the stamp.
-                let step = round - round % 3 / 2 - u32::from(round % 5 == 4);
-                let visible = json!({"name": format!("{VALUE} {n}"), "visits__c": step / 2, "active__c": step % 4 == 0,
-                    "notes__c": format!("{VALUE} {step} of {n}"), "empty__c": null});
-                let hidden = json!({"id": n, "sfid": sfid, "_hc_lastop": "SYNCED", "_hc_err": null,
-                    "systemmodstamp": 1_700_000_000_000_000_i64 + i64::from(round) * 1_000_000});
-                self.upsert(&json!({"id": n}), &sfid, &hidden, visible);
-            }
-            self.flush();
-        }
-    }
-
-    fn flush(&self) {
-        self.producer.flush(Duration::from_secs(60)).unwrap();
-    }
-
-    fn ends(&self) -> Ends {
-        let end = |(partition, next): (usize, &i64)| ((self.topic.clone(), partition as i32), *next);
-        self.next.iter().enumerate().map(end).collect()
-    }
-
-    fn wanted(&self) -> Vec<Entry> {
-        self.wanted.values().flatten().cloned().collect()
-    }
-}
-
-fn sfid(n: u32) -> String {
-    format!("001{n:012}AAA")
-}
 
 /// A broker, a sink with its schema, and a deployment on both that reads one org.
 async fn deployment(tables: &str) -> (EmbeddedBroker, Database, Deployment) {
@@ -218,7 +92,12 @@ async fn every_stage_counts_on_metrics_and_no_log_holds_a_value() {
     let client = sink.connect().await;
     caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
     assert_history(&client, &stream, "account").await;
-    let metrics = worker.metrics().await;
+    // States are told every second.
+    let metrics = wait_for("tasks that run", LONG, async || {
+        let metrics = worker.metrics().await;
+        if metrics.contains("afterimage_task_state{state=\"running\"} 2") { Ok(metrics) } else { Err(metrics) }
+    })
+    .await;
     let value = |name: &str| total(&metrics, name);
     let events = stream.next.iter().sum::<i64>() as f64;
     assert_eq!(value("afterimage_messages_consumed_total"), events, "{metrics}");
@@ -236,6 +115,9 @@ async fn every_stage_counts_on_metrics_and_no_log_holds_a_value() {
         "afterimage_claims_total",
         "afterimage_read_through_duration_seconds_count",
         "afterimage_state_operation_duration_seconds_count",
+        "afterimage_task_state",
+        "afterimage_rebalances_total",
+        "afterimage_event_to_commit_seconds_count",
     ] {
         assert!(value(stage) > 0.0, "{stage} counts nothing:\n{metrics}");
     }
@@ -478,4 +360,126 @@ async fn what_cannot_be_started_says_why_and_what_to_do() {
     // Nor may a topic become another org's.
     let renamed = other("[[org]]\nname = \"uno\"\ntopics = [\"calm_one.salesforce.*\"]\n");
     assert_refused(&renamed, 4, &["one.account", "uno.account"]);
+}
+
+fn body(answer: &str) -> Value {
+    serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_readiness_tell_a_worker_that_works_from_one_whose_sink_is_of_no_use() {
+    let (broker, sink, deployment) = deployment("").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 2);
+    stream.rounds(3, 0..2);
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    // It is told every second.
+    wait_for("readiness", LONG, async || {
+        let answer = worker.get("/readyz").await;
+        let ready = answer.starts_with("HTTP/1.1 200") && body(&answer)["partitions"]["claimed"] == 2;
+        if ready { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    let answer = worker.get("/healthz").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("application/json"), "{answer}");
+    assert!(body(&answer)["threads"].as_u64() >= Some(2), "{answer}");
+    // Someone upgrades the schema beyond this program.
+    client.batch_execute("UPDATE afterimage.meta SET schema_version = 999").await.unwrap();
+    wait_for("the schema to be found wrong", LONG, async || {
+        let answer = worker.get("/readyz").await;
+        if answer.starts_with("HTTP/1.1 503") && answer.contains("999") { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    assert!(worker.get("/healthz").await.starts_with("HTTP/1.1 200"), "no reason to restart it");
+    client
+        .batch_execute("UPDATE afterimage.meta SET schema_version = (SELECT max(number) FROM afterimage.migration)")
+        .await
+        .unwrap();
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn json_logs_are_json_to_the_last_line_also_when_the_start_fails() {
+    let (broker, sink, deployment) = deployment("").await;
+    let deployment = deployment.json_logs();
+    let mut stream = Stream::new(&broker, "calm.emea.account", 1);
+    stream.rounds(3, 0..2);
+    let mut worker = deployment.worker("one");
+    caught_up(&sink.connect().await, &stream.ends(), &mut [&mut worker]).await;
+    let log = worker.log_file().to_owned();
+    worker.stop();
+    let failed = Deployment::new("127.0.0.1:1", &sink, "").json_logs().run_to_end("two");
+    assert_eq!(failed.status.code(), Some(1));
+    let wrong = Deployment::new("127.0.0.1:1", &sink, "nonsense = 1\n").json_logs().run_to_end("three");
+    assert_eq!(wrong.status.code(), Some(2));
+    for text in [fs::read_to_string(log).unwrap(), text(&failed.stderr), text(&wrong.stderr)] {
+        assert!(!text.is_empty());
+        for line in text.lines() {
+            let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+            for key in ["ts", "level", "target", "message"] {
+                assert!(value[key].is_string(), "{key}: {line}");
+            }
+            assert!(value["fields"].is_object(), "{line}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_tells_owners_positions_lag_and_outcomes() {
+    let (broker, sink, deployment) = deployment("").await;
+    let client = sink.connect().await;
+    let (mut account, mut contact) =
+        (Stream::new(&broker, "calm.emea.account", 2), Stream::new(&broker, "calm.emea.contact", 1));
+    let run = |arguments: &[&str]| {
+        let output = deployment.verb("status", arguments);
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, out, _) = run(&[]);
+    assert_eq!((code, out.contains("no partition has been claimed yet")), (Some(0), true), "{out}");
+    account.rounds(10, 0..6);
+    contact.rounds(4, 0..3);
+    let mut ends = account.ends();
+    ends.extend(contact.ends());
+    let mut worker = deployment.worker("one");
+    caught_up(&client, &ends, &mut [&mut worker]).await;
+    worker.stop();
+    account.rounds(10, 6..8);
+
+    let (code, out, _) = run(&["--json"]);
+    let status: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, Some(0));
+    let rows = status["partitions"].as_array().unwrap();
+    assert_eq!(rows.len(), 3);
+    for row in rows {
+        let of = (row["topic"].as_str().unwrap().to_owned(), row["partition"].as_i64().unwrap() as i32);
+        let now = if of.0 == contact.topic { contact.ends()[&of] } else { account.ends()[&of] };
+        assert_eq!((row["next_offset"].as_i64(), row["end_offset"].as_i64()), (Some(ends[&of]), Some(now)), "{row}");
+        let lag = now - ends[&of];
+        assert_eq!(row["lag_messages"], lag, "{row}");
+        // The stream's first event was an hour ago.
+        assert!(if lag == 0 { row["lag_seconds"] == 0 } else { row["lag_seconds"].as_i64() > Some(3_000) }, "{row}");
+        let outcomes: i64 = row["outcomes"].as_object().unwrap().values().map(|n| n.as_i64().unwrap()).sum();
+        assert_eq!(outcomes, ends[&of], "{row}");
+        assert_eq!((&row["worker"], &row["worker_seen"], &row["epoch"]), (&json!("one"), &json!(false), &json!(1)));
+    }
+    assert_eq!(status["sum"]["lag_messages"], 20);
+
+    let (_, out, _) = run(&[]);
+    assert!(out.contains("emea.account  calm.emea.account") && out.contains("one (gone)"), "{out}");
+    assert!(out.lines().all(|line| line.chars().count() <= 100), "{out}");
+    let (code, out, _) = run(&["--object", "contact", "--no-broker"]);
+    assert!(code == Some(0) && !out.contains("account") && out.contains("lag is not known: --no-broker"), "{out}");
+    let (code, _, err) = run(&["--org", "nowhere"]);
+    assert!(code == Some(2) && err.contains("emea.account, emea.contact"), "{err}");
+    // The broker is gone; the rest is still told.
+    let away = Deployment::new("127.0.0.1:1", &sink, "").verb("status", &["--json"]);
+    let status: Value = serde_json::from_str(&text(&away.stdout)).unwrap();
+    assert_eq!(away.status.code(), Some(0));
+    assert!(status["broker_error"].as_str().unwrap().contains("127.0.0.1:1"), "{status}");
+    assert!(status["partitions"][0]["lag_messages"].is_null() && status["sum"]["lag_messages"].is_null());
+    let nowhere = Database { url: "postgres://u:hunter2@127.0.0.1:1/nowhere".into(), name: sink.name.clone() };
+    let unreachable = Deployment::new(&broker.servers(), &nowhere, "").verb("status", &[]);
+    assert_eq!(unreachable.status.code(), Some(1));
+    assert!(!text(&unreachable.stderr).contains("hunter2"));
 }

@@ -123,6 +123,22 @@ Examples:
   afterimage migrate                                 the database of DATABASE_URL
   afterimage migrate --url postgres://me@localhost/history --json")]
     Migrate(MigrateArgs),
+    /// Where every partition stands: owner, position, lag, and what became of its messages.
+    #[command(after_help = "\
+Examples:
+  afterimage status                                  all partitions; a sum at the end
+  afterimage status --org emea --object account
+  afterimage status --watch                          again every 2 seconds, until Ctrl-C
+  afterimage status --json | jq .sum.lag_messages
+  afterimage status --no-broker                      when Kafka can't be reached: no ends, no lag
+
+lag     messages between the position and the partition's end, as the broker tells it
+behind  how old, by the source's clock, the last event read is while there is a lag; 0 at the end
+kept    versions written: deltas and first sights; no-op changed nothing; stale stands in late_events;
+        other is tombstones, rows without an id, and what is no event
+
+It only reads, and changes nothing.")]
+    Status(StatusArgs),
     /// See it work: everything on this machine, nothing to configure, nothing left behind.
     #[command(after_help = "\
 Examples:
@@ -157,6 +173,26 @@ pub struct RunArgs {}
 #[derive(Debug, Clone, Args)]
 pub struct MigrateArgs {
     /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `status`.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Only this org
+    #[arg(long, value_name = "NAME")]
+    pub org: Option<String>,
+    /// Only this object
+    #[arg(long, value_name = "NAME")]
+    pub object: Option<String>,
+    /// Don't ask Kafka for the ends of the partitions
+    #[arg(long)]
+    pub no_broker: bool,
+    /// Again every so many seconds, until Ctrl-C
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u16).range(1..))]
+    pub watch: Option<u16>,
+    /// Print JSON; with --watch one object on each line
     #[arg(long)]
     pub json: bool,
 }

@@ -8,7 +8,10 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use serde_json::json;
+
 use crate::config::ConfigError;
+use crate::telemetry::json_line;
 
 /// The exit codes. Supervisors may restart on [`Exit::Failed`]; the others want a person first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +61,17 @@ impl Failure {
             *last = next.into();
         }
         self
+    }
+}
+
+impl Failure {
+    /// As lines of a JSON log, one for each message.
+    pub fn json(&self) -> String {
+        let line = |(what, reason, next): &(String, String, String)| {
+            let fields = json!({ "next": next, "exit_code": self.exit as u8 });
+            json_line("ERROR", "afterimage", &format!("{what}: {reason}"), &fields) + "\n"
+        };
+        self.messages.iter().map(line).collect()
     }
 }
 

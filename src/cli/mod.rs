@@ -7,9 +7,10 @@ mod args;
 mod failure;
 mod print;
 mod seam;
+mod status;
 mod verbs;
 
-pub use args::{Cli, Command, ConfigCommand, GlobalArgs, MigrateArgs, RunArgs};
+pub use args::{Cli, Command, ConfigCommand, GlobalArgs, MigrateArgs, RunArgs, StatusArgs};
 pub use failure::{Exit, Failure};
 
 use std::process::ExitCode;
@@ -17,15 +18,23 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::config::{Config, Sources};
+use crate::telemetry;
 
 /// The program: parses the process's arguments and runs the verb.
 pub fn main() -> ExitCode {
     // clap prints help and usage errors itself, and exits with 0 and 2.
     let cli = Cli::parse();
+    // Before the configuration is read, only these can tell that logs are to be JSON.
+    let variable = std::env::var("AFTERIMAGE_LOG__FORMAT").ok();
+    let json = cli.global.log_format.as_ref().or(variable.as_ref()).is_some_and(|format| format == "json");
     match dispatch(cli) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
-            eprint!("{failure}");
+            if json || telemetry::is_json() {
+                eprint!("{}", failure.json())
+            } else {
+                eprint!("{failure}")
+            }
             failure.exit.into()
         }
     }
@@ -46,6 +55,11 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             let config = load(&cli.global)?;
             config.postgres()?;
             verbs::migrate(config, args)
+        }
+        Command::Status(args) => {
+            let config = load(&cli.global)?;
+            config.postgres()?;
+            verbs::status(config, args)
         }
         Command::Demo(args) => verbs::demo(&cli.global, args),
     }

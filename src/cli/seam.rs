@@ -1,8 +1,8 @@
 //! From configuration to the modules that do the work: the only calls from the command line into the processor,
 //! the schema and the demo.
 
-use std::collections::BTreeMap;
-
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use afterimage_state::StateError;
@@ -17,14 +17,16 @@ use crate::kafka;
 use crate::postgres::client::{SinkSettings, Tls, describe};
 use crate::postgres::migrate::{self, MigrateError};
 use crate::postgres::registry::Declared;
-use crate::stream::{self, BatchLimits, RunError, RunSettings, TopicPlan};
+use crate::stream::{self, BatchLimits, RunError, RunSettings, TopicMapping, TopicPlan};
+use crate::telemetry::Health;
 
-const SINK_HINT: &str =
+pub(super) const SINK_HINT: &str =
     "check the address, that the server is up, and sslmode: `afterimage config show` prints what is used";
+const NOT_READ: &str = "belongs to no org and is not read: name it under [[org]] if it should be";
 const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
 
 /// Runs a worker until SIGTERM or SIGINT.
-pub(super) async fn run(config: Config) -> Result<(), Failure> {
+pub(super) async fn run(config: Config, health: Health) -> Result<(), Failure> {
     let kafka = kafka_settings(config.kafka()?, &config);
     let sink = sink_settings(config.postgres()?, &config)?;
     let topics = topics(&config, &kafka).await?;
@@ -35,12 +37,14 @@ pub(super) async fn run(config: Config) -> Result<(), Failure> {
         state_memory: usize::try_from(config.state.memory).unwrap_or(usize::MAX),
         front_memory: usize::try_from(config.state.front).unwrap_or(usize::MAX),
         topics,
+        mapping: mapping(config.clone()),
         limits: BatchLimits {
             rows: config.commit.max_rows,
             bytes: config.commit.max_bytes,
             linger: config.commit.linger,
         },
         config_hash: config.history_hash().to_vec(),
+        health,
     };
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let signals = signals()?;
@@ -68,7 +72,7 @@ fn run_failure(error: RunError) -> Failure {
     }
 }
 
-fn schema_failure(error: &MigrateError) -> Failure {
+pub(super) fn schema_failure(error: &MigrateError) -> Failure {
     let what = "the sink's schema";
     match error {
         MigrateError::Postgres(source) | MigrateError::Failed { source, .. } => {
@@ -79,7 +83,7 @@ fn schema_failure(error: &MigrateError) -> Failure {
 }
 
 /// Completes on the first SIGTERM or SIGINT; later ones change nothing, as dynos may send several.
-fn signals() -> Result<impl Future<Output = ()>, Failure> {
+pub(super) fn signals() -> Result<impl Future<Output = ()>, Failure> {
     use tokio::signal::unix::{SignalKind, signal};
     let failed = |error| Failure::new(Exit::Failed, "signals can't be handled", error);
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;
@@ -130,7 +134,7 @@ fn micros(duration: Duration) -> Micros {
     Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)
 }
 
-fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Result<SinkSettings, Failure> {
+pub(super) fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Result<SinkSettings, Failure> {
     if postgres.pool_mode == PoolMode::Transaction {
         return Err(Failure::new(
             Exit::Usage,
@@ -152,7 +156,7 @@ fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Result<SinkSet
     })
 }
 
-fn kafka_settings(kafka: &KafkaSettings, config: &Config) -> kafka::KafkaSettings {
+pub(super) fn kafka_settings(kafka: &KafkaSettings, config: &Config) -> kafka::KafkaSettings {
     let mut settings = kafka::KafkaSettings::new(kafka.brokers.clone(), kafka.group.clone());
     settings.client_id = format!("afterimage/{}", config.worker.name);
     settings.extra =
@@ -185,7 +189,7 @@ async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<Top
     let plan =
         map_topics(config, &names).map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
     for topic in &plan.unmapped {
-        tracing::warn!(%topic, "belongs to no org and is not read: name it under [[org]] if it should be");
+        tracing::warn!(%topic, "{NOT_READ}");
     }
     metrics::gauge!(crate::telemetry::names::UNMAPPED_TOPICS).set(plan.unmapped.len() as f64);
     for (org, object) in &plan.idle_objects {
@@ -193,6 +197,22 @@ async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<Top
     }
     let topics = plan.complete().map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
     Ok(topics.into_iter().map(|topic| plan_of(topic, config)).collect())
+}
+
+/// Maps topics that are found later. What fits no pattern any more, or not yet, is no error then.
+fn mapping(config: Config) -> TopicMapping {
+    let warned = Mutex::new(BTreeSet::new());
+    Arc::new(move |names| {
+        let plan = map_topics(&config, names).map_err(|error| format!("{error}; {}", error.next()))?;
+        let mut warned = warned.lock().unwrap_or_else(PoisonError::into_inner);
+        for topic in &plan.unmapped {
+            if warned.insert(topic.clone()) {
+                tracing::warn!(%topic, "{NOT_READ}");
+            }
+        }
+        metrics::gauge!(crate::telemetry::names::UNMAPPED_TOPICS).set(plan.unmapped.len() as f64);
+        Ok(plan.topics.into_iter().map(|topic| plan_of(topic, &config)).collect())
+    })
 }
 
 fn plan_of(topic: TopicMap, config: &Config) -> TopicPlan {

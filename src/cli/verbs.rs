@@ -1,8 +1,8 @@
 //! The verbs that do work: telemetry and a runtime around a call into the module that does it.
 
-use super::args::{GlobalArgs, MigrateArgs, RunArgs};
+use super::args::{GlobalArgs, MigrateArgs, RunArgs, StatusArgs};
 use super::failure::{Exit, Failure};
-use super::seam;
+use super::{seam, status};
 use crate::config::{Config, LogFormat, LogSettings};
 use crate::demo::DemoOptions;
 use crate::telemetry;
@@ -14,11 +14,12 @@ pub(super) fn run(config: Config, _args: RunArgs) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     // Held until the end: dropping it closes the port.
-    let _metrics = telemetry::install(config.metrics.listen)
+    let health = telemetry::Health::default();
+    let _metrics = telemetry::install(config.metrics.listen, &health)
         .map_err(|error| Failure::new(Exit::Failed, "metrics", &error).next(error.next()))?;
     tracing::info!(worker = %config.worker.name, version = env!("CARGO_PKG_VERSION"), "afterimage starts");
     let runtime = runtime()?;
-    let ended = runtime.block_on(seam::run(config));
+    let ended = runtime.block_on(seam::run(config, health));
     if ended.is_err() {
         // A topic's thread may still be waiting for the sink, on this runtime: it goes with the process.
         std::mem::forget(runtime);
@@ -33,6 +34,12 @@ pub(super) fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> 
         tracing::warn!("{warning}");
     }
     runtime()?.block_on(seam::migrate(config, args))
+}
+
+/// `status`.
+pub(super) fn status(config: Config, args: StatusArgs) -> Result<(), Failure> {
+    install_logs(&config.log)?;
+    runtime()?.block_on(status::run(config, args))
 }
 
 /// `demo`. It makes its own configuration; of the global flags only those of the log matter.

@@ -173,6 +173,8 @@ pub struct SealedBatch {
     pub dead: Vec<DeadLetter>,
     /// Key hashes of all records judged.
     pub touched: KeyHashes,
+    /// Events with a lower LSN and a later time than their record's last: the source database was replaced.
+    pub regressed: u64,
     /// For the image store after COMMIT.
     pub records: Vec<StoredRecord>,
 }
@@ -210,6 +212,7 @@ pub struct OpenBatch {
     late: Vec<LateEvent>,
     dead: Vec<DeadLetter>,
     touched: KeyHashes,
+    regressed: u64,
     bytes: usize,
     events: usize,
 }
@@ -347,6 +350,11 @@ impl OpenBatch {
         self.touched.insert(key_hash);
     }
 
+    /// Notes an event whose LSN fell although its time rose.
+    pub fn regress(&mut self) {
+        self.regressed += 1;
+    }
+
     /// Keeps a late event.
     pub fn push_late(&mut self, late: LateEvent) {
         self.bytes += late.d.as_ref().map_or(0, Vec::len) + 96;
@@ -370,6 +378,7 @@ impl OpenBatch {
             late: self.late,
             dead: self.dead,
             touched: self.touched,
+            regressed: self.regressed,
             ..SealedBatch::default()
         };
         for row in self.deltas.into_iter().flatten() {

@@ -5,6 +5,7 @@
 //! comes in turn, [`judge`] what it changes (and [`front`] when there is nothing to judge), [`overlay`] and [`batch`] hold what one commit writes,
 //! [`format`] is the stored form, [`recovery`] decides what a local store is still worth.
 
+pub mod align;
 pub mod batch;
 pub mod decode;
 pub mod event;

@@ -51,6 +51,18 @@ impl KafkaSettings {
     }
 }
 
+impl KafkaSettings {
+    /// How often new topics and partitions are looked for: the client's own interval, a minute unless `extra` says
+    /// otherwise.
+    pub fn metadata_refresh(&self) -> Duration {
+        let given = self.extra.get(METADATA_REFRESH).and_then(|ms| ms.parse().ok()).filter(|ms| *ms > 0);
+        Duration::from_millis(given.unwrap_or(60_000)).max(Duration::from_millis(100))
+    }
+}
+
+/// librdkafka's name for it.
+const METADATA_REFRESH: &str = "topic.metadata.refresh.interval.ms";
+
 /// Names the extra settings but not their values: SASL passwords are among them.
 impl std::fmt::Debug for KafkaSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -184,6 +196,7 @@ const CONSUMER_DEFAULTS: &[(&str, &str, &str)] = &[
     ("queued.min.messages", "100000", "bytes bound the queue, not the number of messages"),
     ("socket.timeout.ms", "10000", "an unanswered offset commit holds back assignments for this long"),
     ("reconnect.backoff.max.ms", "2000", "a restarted broker is found again within seconds (default 10 s)"),
+    (METADATA_REFRESH, "60000", "a topic's new partitions are read within a minute (default 5)"),
     ("statistics.interval.ms", "0", "positions, ends and watermarks are read directly"),
 ];
 
@@ -397,6 +410,10 @@ mod tests {
         assert_eq!(config.get("client.rack"), Some("r"));
         assert_eq!(config.get("group.instance.id"), Some("w1"));
         assert_eq!(config.get("session.timeout.ms"), Some("10000"));
+        assert_eq!(config.get(METADATA_REFRESH), Some("60000"));
+        assert_eq!(own.metadata_refresh(), Duration::from_secs(60));
+        own.extra.insert(METADATA_REFRESH.into(), "500".into());
+        assert_eq!(own.metadata_refresh(), Duration::from_millis(500));
         for config in [config, metadata_config(&settings()).unwrap(), producer_config(&settings()).unwrap()] {
             config.create_native_config().unwrap();
         }

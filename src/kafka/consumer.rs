@@ -51,6 +51,17 @@ pub enum ConsumerState {
     Failed(KafkaError),
 }
 
+/// See [`Consumer::holding`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Holding {
+    /// Being read.
+    pub assigned: usize,
+    /// Given by the group, not claimed yet (or refused).
+    pub unclaimed: usize,
+    /// Released.
+    pub released: usize,
+}
+
 /// Handle on the group member. Cheap to clone; when the last handle is dropped, it leaves the group by itself.
 #[derive(Clone)]
 pub struct Consumer {
@@ -92,6 +103,7 @@ impl Consumer {
             ended: Condvar::new(),
             log: ClientLog::default(),
             thread: Mutex::default(),
+            polled: Mutex::new(Instant::now()),
         });
         let client: BaseConsumer<Context> =
             config.create_with_context(Context { member: Arc::downgrade(&member) }).map_err(creation_error)?;
@@ -202,6 +214,25 @@ impl Consumer {
     pub fn assigned(&self) -> Vec<TopicPartition> {
         let group = lock(&self.member.group);
         group.ours.iter().filter(|(_, hold)| **hold == Hold::Assigned).map(|(of, _)| of.clone()).collect()
+    }
+
+    /// How many of the partitions that the group gave to us are in each state.
+    pub fn holding(&self) -> Holding {
+        let group = lock(&self.member.group);
+        let mut holding = Holding::default();
+        for hold in group.ours.values() {
+            *match hold {
+                Hold::Unclaimed | Hold::Claiming => &mut holding.unclaimed,
+                Hold::Assigned => &mut holding.assigned,
+                Hold::Released => &mut holding.released,
+            } += 1;
+        }
+        holding
+    }
+
+    /// When the consumer's thread last came round: it does so every 50 ms, unless it waits in [`Ownership`].
+    pub fn last_polled(&self) -> Instant {
+        *lock(&self.member.polled)
     }
 
     /// Leaves the group: everything is revoked through [`Ownership::revoked`], then the client is closed. A static

@@ -1,12 +1,15 @@
 //! The group member behind the handle: its thread, its rebalance callback, and what it owns.
 //!
 //! ```text
-//!            group assigns                claimed                      rewind
-//!  (foreign) ────────────▶ Unclaimed ──────────────▶ Assigned ⟲ unassign + assign at the offset
-//!      ▲                     ▲   ▲                       │
-//!      │ group revokes       │   └── an assign failed ───┤ release
-//!      └── from any state    └─────── reclaim ────── Released
+//!            group assigns          asked           claimed                      rewind
+//!  (foreign) ────────────▶ Unclaimed ─────▶ Claiming ───────▶ Assigned ⟲ unassign + assign at the offset
+//!      ▲                     ▲   ▲   left out  │ │              │
+//!      │ group revokes       │   └─────────────┘ │ release      │ release
+//!      └── from any state    └──── reclaim ──── Released ◀──────┘
 //! ```
+//! A claim runs without the lock. What is released meanwhile stays released, whatever the claim answers: its task is
+//! gone, and an assignment would deliver to nobody until the next rebalance.
+//!
 //! A partition is *ours* when the group says so, and *assigned* only when [`Ownership::claim`] gave an offset for it.
 //! What a claim leaves out is asked for again every second: leaving the group and joining again would bring the same
 //! assignment back (the assignor is sticky) at the price of a rebalance for all.
@@ -53,11 +56,14 @@ pub(super) struct Member {
     pub(super) ended: Condvar,
     pub(super) log: ClientLog,
     pub(super) thread: Mutex<Option<JoinHandle<()>>>,
+    /// When the consumer thread last came round.
+    pub(super) polled: Mutex<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hold {
     Unclaimed,
+    Claiming,
     Assigned,
     Released,
 }
@@ -125,6 +131,7 @@ impl Member {
                     break None;
                 }
             }
+            *lock(&self.polled) = Instant::now();
             match client.poll(POLL) {
                 // Every assigned partition has a queue of its own; nothing else is fetched.
                 Some(Ok(_)) => tracing::error!("a message arrived outside of its partition's queue"),
@@ -263,17 +270,23 @@ impl Member {
                 return;
             }
             group.claim_at = None;
-            group.ours.iter().filter(|(_, hold)| **hold == Hold::Unclaimed).map(|(of, _)| of.clone()).collect()
+            let unclaimed = group.ours.iter_mut().filter(|(_, hold)| **hold == Hold::Unclaimed);
+            unclaimed
+                .map(|(of, hold)| {
+                    *hold = Hold::Claiming;
+                    of.clone()
+                })
+                .collect()
         };
         if unclaimed.is_empty() {
             return;
         }
         let mut claimed = self.ownership.claim(&unclaimed);
-        // The callbacks run on this very thread, so what was unclaimed still is.
-        claimed.retain(|(of, offset)| unclaimed.contains(of) && *offset >= 0);
         claimed.sort();
         claimed.dedup_by(|a, b| a.0 == b.0);
         let mut group = lock(&self.group);
+        // The callbacks run on this very thread: what was given is still ours. But it may have been released.
+        claimed.retain(|(of, offset)| *offset >= 0 && group.ours.get(of) == Some(&Hold::Claiming));
         if !claimed.is_empty() {
             match self.assign(client, &claimed) {
                 Ok(()) => {
@@ -283,6 +296,9 @@ impl Member {
                 }
                 Err(error) => tracing::warn!(%error, ?claimed, "assigning claimed partitions; they are claimed anew"),
             }
+        }
+        for hold in group.ours.values_mut().filter(|hold| **hold == Hold::Claiming) {
+            *hold = Hold::Unclaimed;
         }
         if group.ours.values().any(|hold| *hold == Hold::Unclaimed) {
             let again = Instant::now() + CLAIM_AGAIN;
@@ -391,7 +407,7 @@ impl Member {
                     *hold = Hold::Released;
                     going.push(of.clone());
                 }
-                Some(hold @ Hold::Unclaimed) => *hold = Hold::Released,
+                Some(hold @ (Hold::Unclaimed | Hold::Claiming)) => *hold = Hold::Released,
                 Some(Hold::Released) | None => {}
             }
         }

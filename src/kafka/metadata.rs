@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaError as NativeError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::{ClientContext, error::RDKafkaErrorCode};
 
 use super::client::{ClientLog, creation_error, metadata_config};
@@ -134,6 +135,38 @@ impl Metadata {
             Some(failure) if found.is_empty() => Err(failure),
             _ => Ok(found),
         }
+    }
+
+    /// The ends (next offsets to be written) of partitions, in one question to each broker. Those that the broker did
+    /// not answer for are left out.
+    ///
+    /// # Errors
+    /// [`KafkaError::Unreachable`], [`KafkaError::Request`] when a topic or partition is gone: then ask for
+    /// [`watermarks`](Self::watermarks), one by one.
+    pub fn ends(
+        &self,
+        partitions: &[TopicPartition],
+        timeout: Duration,
+    ) -> Result<Vec<(TopicPartition, i64)>, KafkaError> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for of in partitions {
+            // Instead of a time: Kafka's own sign for "the latest".
+            list.add_partition_offset(&of.topic, of.partition, Offset::End)
+                .map_err(|error| KafkaError::request(format!("naming {of}"), error))?;
+        }
+        let answer =
+            self.client.offsets_for_times(list, timeout).map_err(|error| self.failed("asking for ends", error))?;
+        let known = answer.elements();
+        Ok(known
+            .iter()
+            .filter_map(|one| match (one.error(), one.offset()) {
+                (Ok(()), Offset::Offset(end)) => Some((TopicPartition::new(one.topic(), one.partition()), end)),
+                _ => None,
+            })
+            .collect())
     }
 
     /// The cluster's id.

@@ -61,7 +61,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use client::{KafkaSettings, Tls, parse_brokers};
-pub use consumer::{Consumer, ConsumerState, Ownership};
+pub use consumer::{Consumer, ConsumerState, Holding, Ownership};
 pub use embedded::{EmbeddedBroker, Producer};
 pub use inbox::{Fault, FaultKind, Inbox, Message, Progress};
 pub use metadata::{Metadata, Topic, Watermarks};

@@ -2,7 +2,7 @@
 //!
 //! [`client`] connects, [`migrate`] brings the schema up, [`registry`] names orgs, objects, sources and
 //! fields, [`claim`] takes partitions over with a new epoch, [`lookup`] reads records and keys through,
-//! [`commit`] writes sealed batches and moves positions in one transaction.
+//! [`commit`] writes sealed batches and moves positions in one transaction, [`status`] tells where things stand.
 
 pub mod claim;
 pub mod client;
@@ -11,6 +11,7 @@ pub mod lookup;
 pub mod migrate;
 pub mod registry;
 mod settle;
+pub mod status;
 mod wire;
 
 /// A connection to the sink, and what can go wrong on it: the driver's own types, under the sink's name.

@@ -26,6 +26,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::align::Align;
 use super::chunk::Arrived;
 use super::committer::{Committers, Request};
 use super::dictionary::Dictionary;
@@ -43,7 +44,7 @@ use crate::kafka::{Consumer, FaultKind, Inbox, Message, TopicPartition};
 use crate::postgres::client::SinkSettings;
 use crate::postgres::commit::{CommitError, Committed};
 use crate::postgres::registry::Source;
-use crate::telemetry::names;
+use crate::telemetry::{Beat, names};
 
 /// Messages that wait for their turn, per partition.
 const LANE: usize = 4_000;
@@ -118,6 +119,10 @@ pub struct Parts {
     pub front_memory: usize,
     /// Which database feeds which org.
     pub databases: Databases,
+    /// Keeps in step with other workers on this topic.
+    pub align: Align,
+    /// Tells that this thread moves.
+    pub beat: Beat,
     /// For database calls from this thread.
     pub runtime: Handle,
 }
@@ -189,6 +194,7 @@ impl Group {
     /// Works until told to stop, or until the supervisor is gone.
     pub fn run(mut self) {
         while !self.stopping {
+            self.parts.beat.now();
             self.obey();
             self.settle_in_flight();
             self.read();
@@ -380,11 +386,15 @@ impl Group {
         }
         let mut chunk = Vec::new();
         let wait = self.must_wait();
+        self.look_at_others();
         while chunk.len() < CHUNK && !wait {
             let Some(partition) = next(self.tasks.iter().map(|(partition, task)| (*partition, &task.lane))) else {
                 break;
             };
             let Some(task) = self.tasks.get_mut(&partition) else { break };
+            if !self.parts.align.takes(task) {
+                break;
+            }
             chunk.extend(task.lane.pop());
             if task.lane.is_empty() {
                 // More of it may be on its way: look before choosing on.
@@ -453,11 +463,13 @@ impl Group {
     }
 
     fn linger(&self) -> Duration {
-        if self.open.rows() == 0 { IDLE_LINGER } else { self.parts.limits.linger }
+        self.parts.align.linger(if self.open.rows() == 0 { IDLE_LINGER } else { self.parts.limits.linger })
     }
 
     fn seal_if_due(&mut self) {
-        let due = self.full() || self.opened.is_some_and(|opened| opened.elapsed() >= self.linger());
+        let due = self.full()
+            || self.parts.align.is_held()
+            || self.opened.is_some_and(|opened| opened.elapsed() >= self.linger());
         if due && self.in_flight.is_none() && !self.open.is_empty() {
             self.seal();
         }

@@ -23,6 +23,11 @@ impl Turn {
     pub fn new(ts: Option<Micros>, lsn: Lsn, delete: bool) -> Self {
         Turn { ts: ts.unwrap_or(Micros::MIN), lsn, later: !delete }
     }
+
+    /// Its source time; of what has none, the beginning of time.
+    pub fn at(self) -> Micros {
+        self.ts
+    }
 }
 
 /// What waits in one partition.
@@ -45,6 +50,11 @@ impl<T> Lane<T> {
     /// Its first message's turn.
     pub fn turn(&self) -> Option<Turn> {
         self.queue.front().map(|(turn, _)| *turn)
+    }
+
+    /// Source time of the newest message that has one.
+    pub fn newest(&self) -> Option<Micros> {
+        self.queue.iter().rev().map(|(turn, _)| turn.ts).find(|ts| *ts != Micros::MIN)
     }
 
     /// Takes the first message.

@@ -2,10 +2,13 @@
 //!
 //! | file | holds |
 //! | --- | --- |
+//! | `topics.rs` | the topics of a worker: those of its start, those that appear later |
 //! | `ownership.rs` | claims partitions in Postgres before they are read, lets them go when they are revoked |
 //! | `group.rs` | the tasks of one topic on this worker: read, judge, batch, rewind |
 //! | `task.rs` | one partition's progress |
 //! | `merge.rs` | which partition's message is next, by source time |
+//! | `align.rs` | how far ahead of the partitions that other workers own |
+//! | `upkeep.rs` | what a worker looks after beside the stream: new topics, health, the sink's snapshots |
 //! | `chunk.rs` | a chunk of messages: decode, look up, judge |
 //! | `dictionary.rs` | columns and field numbers |
 //! | `images.rs` | records in the local store |
@@ -22,6 +25,7 @@
 //! | after the answer, before the store's batch | batch | behind | likewise |
 //! | after the store's batch | batch | batch | nothing |
 
+mod align;
 mod chunk;
 mod committer;
 mod dictionary;
@@ -32,30 +36,32 @@ mod ownership;
 mod settle;
 mod tally;
 mod task;
+mod topics;
+mod upkeep;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use afterimage_state::{StateError, StateOptions, Store};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::core::decode::{Decoder, ResolvedIdentity, TopicRules};
+use crate::core::decode::TopicRules;
 use crate::core::event::Micros;
-use crate::core::judge::ObjectFacts;
 use crate::kafka::{Consumer, KafkaError, KafkaSettings, Metadata};
 use crate::postgres::claim::Claimant;
 use crate::postgres::client::{ConnectError, SinkSettings, describe};
 use crate::postgres::migrate::{self, MigrateError};
 use crate::postgres::registry::{self, Declared, RegistryError};
+use crate::telemetry::Health;
 
+use align::Boards;
 use committer::Committers;
-use dictionary::Dictionary;
-use group::{Command, Databases, Group, Parts};
+use group::Databases;
 use images::Images;
-use ownership::{Claims, TopicSide};
+use ownership::Claims;
+use topics::Topics;
 
 pub use group::BatchLimits;
 
@@ -69,6 +75,10 @@ pub struct TopicPlan {
     /// An insert is a create if its `createddate` lies at most this far before its commit.
     pub create_window: Micros,
 }
+
+/// Which of a cluster's topics are to be read, and as what: the configuration's answer to a list of names. It is asked at
+/// the start and whenever topics are looked for.
+pub type TopicMapping = Arc<dyn Fn(&[String]) -> Result<Vec<TopicPlan>, String> + Send + Sync>;
 
 /// Everything a worker needs.
 pub struct RunSettings {
@@ -84,10 +94,14 @@ pub struct RunSettings {
     pub front_memory: usize,
     /// Topics.
     pub topics: Vec<TopicPlan>,
+    /// For topics that appear later.
+    pub mapping: TopicMapping,
     /// Batch limits.
     pub limits: BatchLimits,
     /// Hash of the effective configuration, kept with each claim.
     pub config_hash: Vec<u8>,
+    /// Where to tell how the worker is.
+    pub health: Health,
 }
 
 /// Why a worker ended or did not start.
@@ -116,6 +130,9 @@ pub enum RunError {
         /// Reason.
         source: StateError,
     },
+    /// What the cluster has now can't be mapped to orgs.
+    #[error("{0}")]
+    Mapping(String),
     /// A topic's thread ended by itself.
     #[error("topic {0} cannot go on; its last error says why")]
     Topic(String),
@@ -134,48 +151,35 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     let sink_id = registry::sink_id(&client).await?;
     let metadata = tokio::task::block_in_place(|| Metadata::connect(&settings.kafka))?;
     let cluster = tokio::task::block_in_place(|| metadata.cluster_id(Duration::from_secs(10)))?;
-    let declared: Vec<Declared> = settings.topics.iter().map(|topic| topic.declared.clone()).collect();
-    let sources = registry::sources(&mut client, &declared, &cluster, &settings.kafka.group).await?;
+    let names: Vec<Arc<str>> = settings.topics.iter().map(|topic| topic.declared.topic.as_str().into()).collect();
+    let described = tokio::task::block_in_place(|| metadata.describe(&names, Duration::from_secs(10)))?;
+    let partitions = described.into_iter().map(|topic| (topic.name, topic.partitions)).collect();
     let options = StateOptions { memory: settings.state_memory, ..StateOptions::default() };
     let dir = settings.state_dir.clone();
     let store = Store::open(&dir, &options).map_err(|source| RunError::State { dir: dir.clone(), source })?;
     let store = Arc::new(store);
     let images = Images::new(Arc::clone(&store));
-    let committers = Committers::start(&settings.sink, 2);
-
-    let front_memory = settings.front_memory / settings.topics.len().max(1);
-    let databases = Databases::default();
-    let mut sides = HashMap::new();
-    let mut waiting = Vec::new();
-    for (plan, source) in settings.topics.into_iter().zip(sources) {
-        let fields = registry::fields(&client, source.object_id).await?;
-        let mut decoder = Decoder::new(plan.rules);
-        if source.settled
-            && let Some(identity) = ResolvedIdentity::from_sink(&source.identity)
-        {
-            decoder.preset_identity(identity);
-        }
-        decoder.print_rows(source.object_id, rand::random());
-        decoder.restore_columns(fields.iter().map(|field| (field.name.as_str(), field.kind)));
-        let facts = ObjectFacts {
-            object_id: source.object_id,
-            grace: plan.declared.grace,
-            create_window: plan.create_window,
-            ..ObjectFacts::default()
-        };
-        let topic: Arc<str> = source.topic.as_str().into();
-        let (sender, commands) = mpsc::channel();
-        let inbox = Arc::new(OnceLock::new());
-        sides.insert(
-            Arc::clone(&topic),
-            TopicSide { source_id: source.source_id, commands: sender.clone(), inbox: Arc::clone(&inbox) },
-        );
-        waiting.push((topic, source, decoder, Dictionary::new(facts, fields), sender, commands, inbox));
-    }
-    let topics: Vec<Arc<str>> = waiting.iter().map(|one| Arc::clone(&one.0)).collect();
+    let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
+    let mut topics = Topics {
+        sink: settings.sink.clone(),
+        sink_id,
+        cluster,
+        group: settings.kafka.group.clone(),
+        images: images.clone(),
+        committers: Committers::start(&settings.sink, 2),
+        limits: settings.limits,
+        front_memory: settings.front_memory / settings.topics.len().max(1),
+        databases: Databases::default(),
+        boards: Boards::default(),
+        health: settings.health.clone(),
+        ended,
+        running: Vec::new(),
+    };
+    let prepared = topics.prepare(&mut client, settings.topics, &partitions).await?;
+    drop(client);
     let (failed, failure) = oneshot::channel();
     let claims = Arc::new(Claims {
-        topics: sides,
+        topics: RwLock::new(prepared.iter().map(|one| (Arc::clone(&one.topic), one.side())).collect()),
         sink: settings.sink.clone(),
         sink_id,
         claimant: Claimant { worker: settings.sink.worker.clone(), config_hash: settings.config_hash },
@@ -183,69 +187,62 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         metadata,
         runtime: Handle::current(),
         failed: Mutex::new(Some(failed)),
+        halted: Mutex::default(),
     });
-    let (consumer, inboxes) = tokio::task::block_in_place(|| Consumer::start(&settings.kafka, &topics, claims))?;
+    let ownership = Arc::clone(&claims);
+    let (consumer, inboxes) = tokio::task::block_in_place(|| Consumer::start(&settings.kafka, &names, ownership))?;
+    topics.start(prepared, &inboxes, &consumer)?;
+    tracing::info!(topics = names.len(), group = %settings.kafka.group, "reading");
 
-    let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
-    let mut threads = Vec::new();
-    let mut senders = Vec::new();
-    for (topic, source, decoder, dictionary, sender, commands, cell) in waiting {
-        let Some(inbox) = inboxes.iter().find(|inbox| *inbox.topic() == topic).cloned() else { continue };
-        let _ = cell.set(Arc::clone(&inbox));
-        let parts = Parts {
-            source,
-            topic: Arc::clone(&topic),
-            sink: settings.sink.clone(),
-            sink_id,
-            images: images.clone(),
-            committers: committers.clone(),
-            commands,
-            inbox,
-            consumer: consumer.clone(),
-            decoder,
-            dictionary,
-            limits: settings.limits,
-            front_memory,
-            databases: Arc::clone(&databases),
-            runtime: Handle::current(),
-        };
-        senders.push((sender, Arc::clone(&parts.inbox)));
-        let ended = ended.clone();
-        let name = topic.to_string();
-        let thread = std::thread::Builder::new().name(format!("topic {name}")).spawn(move || {
-            Group::new(parts).run();
-            let _ = ended.send(name);
-        });
-        threads.push(thread.map_err(|error| KafkaError::Fatal(format!("no thread for {topic}: {error}")))?);
-    }
-    drop(ended);
-    tracing::info!(topics = topics.len(), group = %settings.kafka.group, "reading");
-
+    let beside = [
+        tokio::spawn(align::watch(topics.boards.clone(), settings.kafka.clone(), settings.sink.clone())),
+        tokio::spawn(upkeep::look_at_sink(settings.sink.clone(), settings.health.clone())),
+        tokio::spawn(upkeep::tell(
+            settings.health.clone(),
+            consumer.clone(),
+            Arc::clone(&claims),
+            topics.boards.clone(),
+        )),
+    ];
+    let mut finds = upkeep::find_topics(&settings.kafka);
     let mut outcome = Ok(());
-    tokio::select! {
-        _ = stop => {}
-        Ok(error) = failure => outcome = Err(RunError::Kafka(error)),
-        Some(topic) = ends.recv() => outcome = Err(RunError::Topic(topic)),
+    tokio::pin!(stop, failure);
+    loop {
+        tokio::select! {
+            _ = &mut stop => break,
+            Ok(error) = &mut failure => {
+                outcome = Err(RunError::Kafka(error));
+                break;
+            }
+            Some(topic) = ends.recv() => {
+                outcome = Err(RunError::Topic(topic));
+                break;
+            }
+            Some(found) = finds.recv() => {
+                if let Err(error) = topics.grow(&found, &settings.mapping, &claims, &consumer).await {
+                    tracing::error!(%error, "a topic that has appeared can't be read; trying again");
+                }
+            }
+        }
     }
     tracing::info!("stopping");
+    settings.health.stopping();
     let deadline = Instant::now() + Duration::from_secs(8);
-    for (sender, inbox) in &senders {
-        let _ = sender.send(Command::Stop);
-        inbox.wake();
-    }
+    beside.iter().for_each(tokio::task::JoinHandle::abort);
+    topics.ask_to_stop();
     tokio::task::block_in_place(|| {
-        while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
+        while !topics.have_ended() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
     });
-    if threads.iter().any(|thread| !thread.is_finished()) && outcome.is_ok() {
+    if !topics.have_ended() && outcome.is_ok() {
         outcome = Err(RunError::Unfinished(Duration::from_secs(8)));
     }
     let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(500));
     if let Err(error) = tokio::task::block_in_place(|| consumer.stop(left)) {
         tracing::warn!(%error, "the group was not left in time");
     }
-    drop((consumer, senders, inboxes, images));
+    drop((consumer, topics, claims, inboxes, images));
     tokio::task::block_in_place(|| close(store, deadline));
     outcome
 }

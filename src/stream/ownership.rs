@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use metrics::counter;
 use tokio::runtime::Handle;
@@ -26,7 +26,13 @@ const REVOKE_TIME: Duration = Duration::from_secs(2);
 /// Broker questions within a claim.
 const BROKER_TIME: Duration = Duration::from_secs(4);
 
+/// A partition that stays halted is told again after this long, then after twice as long …
+const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// … up to this.
+const TELL_SELDOM: Duration = Duration::from_secs(3600);
+
 /// One topic as the callbacks know it.
+#[derive(Clone)]
 pub struct TopicSide {
     /// Its source row.
     pub source_id: i16,
@@ -39,7 +45,7 @@ pub struct TopicSide {
 /// See the module.
 pub struct Claims {
     /// Topics by name.
-    pub topics: HashMap<Arc<str>, TopicSide>,
+    pub topics: RwLock<HashMap<Arc<str>, TopicSide>>,
     /// Sink.
     pub sink: SinkSettings,
     /// Which one.
@@ -54,6 +60,30 @@ pub struct Claims {
     pub runtime: Handle,
     /// Where a fatal client error goes.
     pub failed: Mutex<Option<tokio::sync::oneshot::Sender<KafkaError>>>,
+    /// Partitions that were given to us and can't be claimed as things are.
+    pub halted: Mutex<HashMap<TopicPartition, Halt>>,
+}
+
+/// When a halted partition is to be told of again.
+#[derive(Debug, Clone)]
+pub struct Halt {
+    reason: String,
+    again: Instant,
+    pause: Duration,
+}
+
+impl Halt {
+    /// Whether to tell of it now: the first time, when the reason is another, and at growing intervals.
+    fn tell(known: Option<&Halt>, reason: &str, now: Instant) -> (bool, Halt) {
+        match known {
+            Some(known) if known.reason == reason && now < known.again => (false, known.clone()),
+            Some(known) if known.reason == reason => {
+                let pause = (known.pause * 2).min(TELL_SELDOM);
+                (true, Halt { again: now + pause, pause, ..known.clone() })
+            }
+            _ => (true, Halt { reason: reason.to_owned(), again: now + TELL_AGAIN, pause: TELL_AGAIN }),
+        }
+    }
 }
 
 impl Claims {
@@ -61,7 +91,7 @@ impl Claims {
         let watermarks = self.metadata.watermarks(partitions, BROKER_TIME).map_err(|error| error.to_string())?;
         let mut wanted = Vec::with_capacity(watermarks.len());
         for (of, marks) in &watermarks {
-            let Some(side) = self.topics.get(&of.topic) else { continue };
+            let Some(side) = self.side(&of.topic) else { continue };
             wanted.push(Wanted {
                 source_id: side.source_id,
                 partition: of.partition,
@@ -74,9 +104,10 @@ impl Claims {
             .block_on(async { tokio::time::timeout(CLAIM_TIME, claim(&self.sink, &self.claimant, &wanted)).await });
         let (claims, halted) =
             claimed.map_err(|_| "the sink does not answer".to_string())?.map_err(|error| error.to_string())?;
-        for one in halted {
-            tracing::error!(topic = self.topic_of(one.source_id).map(|t| t.to_string()), partition = one.partition, reason = %one.reason, "halted");
-        }
+        let now_halted = halted
+            .into_iter()
+            .filter_map(|one| Some((TopicPartition::new(self.topic_of(one.source_id)?, one.partition), one.reason)));
+        self.tell_halted(partitions, now_halted.collect());
         let mut tasks: BTreeMap<Arc<str>, Vec<Task>> = BTreeMap::new();
         let mut starts = Vec::with_capacity(claims.len());
         for claim in &claims {
@@ -92,7 +123,7 @@ impl Claims {
             starts.push((of, start));
         }
         for (topic, tasks) in tasks {
-            if let Some(side) = self.topics.get(&topic) {
+            if let Some(side) = self.side(&topic) {
                 let _ = side.commands.send(Command::Assigned(tasks));
                 side.wake();
             }
@@ -101,7 +132,36 @@ impl Claims {
     }
 
     fn topic_of(&self, source_id: i16) -> Option<Arc<str>> {
-        self.topics.iter().find(|(_, side)| side.source_id == source_id).map(|(topic, _)| Arc::clone(topic))
+        let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
+        topics.iter().find(|(_, side)| side.source_id == source_id).map(|(topic, _)| Arc::clone(topic))
+    }
+
+    fn side(&self, topic: &str) -> Option<TopicSide> {
+        self.topics.read().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
+    }
+
+    /// More topics.
+    pub fn add(&self, sides: impl IntoIterator<Item = (Arc<str>, TopicSide)>) {
+        self.topics.write().unwrap_or_else(PoisonError::into_inner).extend(sides);
+    }
+
+    /// How many of the partitions that the group gave to us are halted.
+    pub fn halted(&self) -> usize {
+        self.halted.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Claims are tried again every second: what stays halted is told at growing intervals.
+    fn tell_halted(&self, asked: &[TopicPartition], now_halted: BTreeMap<TopicPartition, String>) {
+        let mut known = self.halted.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|of, _| !asked.contains(of) || now_halted.contains_key(of));
+        let now = Instant::now();
+        for (of, reason) in now_halted {
+            let (tell, halt) = Halt::tell(known.get(&of), &reason, now);
+            if tell {
+                tracing::error!(topic = %of.topic, partition = of.partition, %reason, "halted");
+            }
+            known.insert(of, halt);
+        }
     }
 
     /// Decides what the local records of a position are still worth (D13, D14); returns where reading starts.
@@ -184,9 +244,10 @@ impl Ownership for Claims {
         for of in partitions {
             by_topic.entry(Arc::clone(&of.topic)).or_default().push(of.partition);
         }
+        self.halted.lock().unwrap_or_else(PoisonError::into_inner).retain(|of, _| !partitions.contains(of));
         let mut answers = Vec::new();
         for (topic, partitions) in by_topic {
-            let Some(side) = self.topics.get(&topic) else { continue };
+            let Some(side) = self.side(&topic) else { continue };
             let (done, answer) = mpsc::sync_channel(1);
             if side.commands.send(Command::Revoked { partitions, lost, done }).is_ok() {
                 side.wake();
@@ -196,9 +257,9 @@ impl Ownership for Claims {
         if lost {
             return;
         }
-        let until = std::time::Instant::now() + REVOKE_TIME;
+        let until = Instant::now() + REVOKE_TIME;
         for answer in answers {
-            if answer.recv_timeout(until.saturating_duration_since(std::time::Instant::now())).is_err() {
+            if answer.recv_timeout(until.saturating_duration_since(Instant::now())).is_err() {
                 // What it still has in flight meets a higher epoch.
                 tracing::warn!("a topic did not let its partitions go in time");
             }
@@ -209,5 +270,27 @@ impl Ownership for Claims {
         if let Some(failed) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = failed.send(error.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lasting_halt_is_told_at_growing_intervals_and_a_new_reason_at_once() {
+        let start = Instant::now();
+        let (mut known, mut told) = (None, Vec::new());
+        // A claim is tried again every second, for two hours.
+        for second in 0..7200 {
+            let (tell, halt) = Halt::tell(known.as_ref(), "cut", start + Duration::from_secs(second));
+            known = Some(halt);
+            if tell {
+                told.push(second);
+            }
+        }
+        assert_eq!(told, [0, 10, 30, 70, 150, 310, 630, 1270, 2550, 5110]);
+        let (tell, halt) = Halt::tell(known.as_ref(), "gone", start);
+        assert!(tell && halt.pause == TELL_AGAIN);
     }
 }

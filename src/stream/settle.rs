@@ -62,6 +62,7 @@ impl Group {
             tracing::warn!(topic = %self.parts.topic, failures = self.failures, ?pause, reason, "no progress");
             let until = Instant::now() + pause;
             while Instant::now() < until && !self.stopping {
+                self.parts.beat.now();
                 match self.parts.commands.recv_timeout(until.saturating_duration_since(Instant::now())) {
                     Ok(Command::Assigned(tasks)) => self.assigned(tasks),
                     Ok(Command::Revoked { partitions, done, .. }) => {
@@ -78,6 +79,7 @@ impl Group {
 
     /// Waits for the sink to come back, obeying meanwhile; true = stop.
     pub(super) fn interrupted(&mut self, pause: Duration) -> bool {
+        self.parts.beat.now();
         match self.parts.commands.recv_timeout(pause) {
             Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => self.stopping = true,
             // Not now: the answer can wait until the sink answers, within the asker's own bound.

@@ -10,7 +10,7 @@ use crate::core::position::{Counter, Counters};
 use crate::kafka::Message;
 use crate::telemetry::names;
 
-/// Counts the versions of a committed batch by op, and the records it took over.
+/// Counts the versions of a committed batch by op, the records it took over, and events whose LSN fell.
 pub(super) fn count_versions(topic: &str, batch: &SealedBatch) {
     let mut by_op: BTreeMap<&'static str, u64> = BTreeMap::new();
     let first = batch.keyframes.iter().chain(&batch.keyframes_after).filter(|row| row.kf == 0);
@@ -21,6 +21,9 @@ pub(super) fn count_versions(topic: &str, batch: &SealedBatch) {
     }
     for (op, count) in by_op {
         counter!(names::DELTAS_WRITTEN, "op" => op).increment(count);
+    }
+    if batch.regressed > 0 {
+        counter!(names::LSN_REGRESSED, "topic" => topic.to_string()).increment(batch.regressed);
     }
     let taken = batch.registry.iter().filter(|change| change.taken_from.is_some()).count();
     if taken > 0 {

@@ -1,4 +1,4 @@
-//! `/metrics` over HTTP, on a thread of its own: it answers also while the workers' threads are all busy,
+//! `/metrics`, `/healthz` and `/readyz` over HTTP, on a thread of its own: it answers also while the workers' threads are all busy,
 //! which is when one wants to look.
 //!
 //! The exporter's own listener is not used because it can't say which port it took for port 0. What a
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use super::health::Health;
 use super::names::{ALL, Form, describe};
 
 /// A client has this long for its whole request; the next one waits meanwhile.
@@ -112,11 +113,11 @@ fn recorder() -> Result<PrometheusRecorder, MetricsError> {
 
 /// Installs the process's recorder and serves it. `None` = metrics are off: nothing is recorded at all.
 /// Keep the server for as long as it is to answer.
-pub fn install(listen: Option<SocketAddr>) -> Result<Option<MetricsServer>, MetricsError> {
+pub fn install(listen: Option<SocketAddr>, health: &Health) -> Result<Option<MetricsServer>, MetricsError> {
     let Some(address) = listen else { return Ok(None) };
     let recorder = recorder()?;
     // The port first: if it is taken nothing has been installed yet.
-    let server = serve(address, recorder.handle())?;
+    let server = serve(address, recorder.handle(), health.clone())?;
     metrics::set_global_recorder(recorder)
         .map_err(|_| MetricsError::Install("a metrics recorder is installed already".to_owned()))?;
     describe();
@@ -124,8 +125,8 @@ pub fn install(listen: Option<SocketAddr>) -> Result<Option<MetricsServer>, Metr
     Ok(Some(server))
 }
 
-/// Serves what a recorder holds.
-pub fn serve(address: SocketAddr, handle: PrometheusHandle) -> Result<MetricsServer, MetricsError> {
+/// Serves what a recorder holds, and how the process is.
+pub fn serve(address: SocketAddr, handle: PrometheusHandle, health: Health) -> Result<MetricsServer, MetricsError> {
     let listener = TcpListener::bind(address).map_err(|error| MetricsError::Listen(address, error))?;
     let address = listener.local_addr().map_err(|error| MetricsError::Listen(address, error))?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -146,7 +147,7 @@ pub fn serve(address: SocketAddr, handle: PrometheusHandle) -> Result<MetricsSer
                 if stop.load(Ordering::Acquire) {
                     break;
                 }
-                match stream.and_then(|stream| answer(stream, &handle)) {
+                match stream.and_then(|stream| answer(stream, &handle, &health)) {
                     Ok(()) => {}
                     // A scraper that hung up, or no descriptor left: the next one may do better. The pause
                     // keeps a lasting error from spinning.
@@ -165,16 +166,26 @@ pub fn serve(address: SocketAddr, handle: PrometheusHandle) -> Result<MetricsSer
 }
 
 /// Reads one request and answers it.
-fn answer(mut stream: TcpStream, handle: &PrometheusHandle) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, handle: &PrometheusHandle, health: &Health) -> std::io::Result<()> {
     stream.set_write_timeout(Some(REQUEST_TIME))?;
     let head = read_head(&mut stream)?;
     let mut words = head.split(|byte| byte.is_ascii_whitespace());
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let path = path.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let json = |(well, body): (bool, serde_json::Value)| {
+        let status = if well { "200 OK" } else { "503 Service Unavailable" };
+        (status, "application/json", format!("{body}\n"))
+    };
     let (status, kind, body) = match (method, path) {
+        (b"GET" | b"HEAD", b"/healthz") => json(health.healthz()),
+        (b"GET" | b"HEAD", b"/readyz") => json(health.readyz()),
         (b"GET" | b"HEAD", b"/metrics") => ("200 OK", "text/plain; version=0.0.4; charset=utf-8", handle.render()),
-        (b"GET" | b"HEAD", b"/") => ("200 OK", "text/plain; charset=utf-8", "afterimage: see /metrics\n".to_owned()),
-        (b"GET" | b"HEAD", _) => ("404 Not Found", "text/plain; charset=utf-8", "see /metrics\n".to_owned()),
+        (b"GET" | b"HEAD", b"/") => {
+            ("200 OK", "text/plain; charset=utf-8", "afterimage: see /metrics, /healthz, /readyz\n".to_owned())
+        }
+        (b"GET" | b"HEAD", _) => {
+            ("404 Not Found", "text/plain; charset=utf-8", "see /metrics, /healthz, /readyz\n".to_owned())
+        }
         _ => ("405 Method Not Allowed", "text/plain; charset=utf-8", "GET /metrics\n".to_owned()),
     };
     let length = body.len();
@@ -226,7 +237,7 @@ mod tests {
     #[test]
     fn a_scrape_shows_counters_histograms_and_help() {
         let recorder = recorder().expect("a recorder");
-        let server = serve(any(), recorder.handle()).expect("serves");
+        let server = serve(any(), recorder.handle(), Health::default()).expect("serves");
         metrics::with_local_recorder(&recorder, || {
             describe();
             metrics::counter!(EVENTS_DECODED, "topic" => "t", "op" => "update").increment(3);
@@ -253,7 +264,7 @@ mod tests {
     #[test]
     fn other_requests_are_answered_shortly_and_the_endpoint_lives_on() {
         let recorder = recorder().expect("a recorder");
-        let server = serve(any(), recorder.handle()).expect("serves");
+        let server = serve(any(), recorder.handle(), Health::default()).expect("serves");
         let status = |request: &str| get(server.address(), request).split("\r\n").next().unwrap_or_default().to_owned();
         assert_eq!(status("GET /other HTTP/1.1\r\n\r\n"), "HTTP/1.1 404 Not Found");
         assert_eq!(status("POST /metrics HTTP/1.1\r\n\r\n"), "HTTP/1.1 405 Method Not Allowed");
@@ -261,23 +272,25 @@ mod tests {
         assert_eq!(status(&"x".repeat(REQUEST_BYTES)), "HTTP/1.1 405 Method Not Allowed");
         drop(TcpStream::connect(server.address()).expect("connects"));
         assert_eq!(status("HEAD /metrics HTTP/1.1\r\n\r\n"), "HTTP/1.1 200 OK");
+        assert_eq!(status("GET /healthz HTTP/1.1\r\n\r\n"), "HTTP/1.1 200 OK");
+        assert_eq!(status("GET /readyz HTTP/1.1\r\n\r\n"), "HTTP/1.1 503 Service Unavailable", "it has not started");
     }
 
     #[test]
     fn a_taken_port_is_a_clear_error_and_a_dropped_server_frees_it() {
         let recorder = recorder().expect("a recorder");
-        let server = serve(any(), recorder.handle()).expect("serves");
+        let server = serve(any(), recorder.handle(), Health::default()).expect("serves");
         let address = server.address();
         assert_ne!(address.port(), 0);
-        let error = serve(address, recorder.handle()).expect_err("taken");
+        let error = serve(address, recorder.handle(), Health::default()).expect_err("taken");
         assert!(error.to_string().starts_with(&format!("{address} can't be listened on: ")), "{error}");
         assert!(error.next().contains("metrics.listen"));
         drop(server);
-        serve(address, recorder.handle()).expect("free again");
+        serve(address, recorder.handle(), Health::default()).expect("free again");
     }
 
     #[test]
     fn metrics_that_are_off_record_nothing() {
-        assert!(install(None).expect("off").is_none());
+        assert!(install(None, &Health::default()).expect("off").is_none());
     }
 }

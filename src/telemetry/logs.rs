@@ -1,12 +1,19 @@
-//! Log lines, on stderr: readable text, or one JSON object each.
+//! Log lines, on stderr: readable text, or one JSON object each (`ts`, `level`, `target`, `message`, `fields`).
 
 use std::fmt;
 use std::io::IsTerminal;
+use std::panic;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tracing::Subscriber;
+use serde_json::{Map, Value, json};
+use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{LogFormat, LogSettings, VALUE_PRINTING, check_level};
 
@@ -44,7 +51,95 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
 pub fn install(settings: &LogSettings) -> Result<(), LogError> {
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let subscriber = subscriber(settings, ansi, std::io::stderr)?;
-    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError("logs are set up already".to_owned()))
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError("logs are set up already".to_owned()))?;
+    if settings.format == LogFormat::Json {
+        JSON.store(true, Ordering::Release);
+        panic::set_hook(Box::new(|info| eprintln!("{}", panic_line(info))));
+    }
+    Ok(())
+}
+
+/// Logs are JSON lines.
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Whether everything on stderr has to be a JSON line: [`install`] said so.
+pub fn is_json() -> bool {
+    JSON.load(Ordering::Acquire)
+}
+
+/// A line of the log's form for what is said outside of it: an error that ends the process.
+pub fn json_line(level: &str, target: &str, message: &str, fields: &Value) -> String {
+    let mut ts = String::new();
+    // Writing to a string can't fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut ts));
+    json!({ "ts": ts, "level": level, "target": target, "message": message, "fields": fields }).to_string()
+}
+
+/// Not through the log: the panic may have happened in it, or a filter may hide it.
+fn panic_line(info: &panic::PanicHookInfo<'_>) -> String {
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let thread = std::thread::current();
+    let place = info.location().map(ToString::to_string);
+    let fields = json!({ "thread": thread.name(), "place": place });
+    json_line("ERROR", "panic", &format!("panicked: {}", text.unwrap_or("without a text")), &fields)
+}
+
+/// One JSON object for each event.
+struct JsonLines;
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    fields: Map<String, Value>,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: Value) {
+        match (field.name(), value) {
+            ("message", Value::String(text)) => self.message = text,
+            ("message", other) => self.message = other.to_string(),
+            (name, value) => drop(self.fields.insert(name.to_owned(), value)),
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}").into());
+    }
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value.into());
+    }
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value.into());
+    }
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value.into());
+    }
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value.into());
+    }
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value.into());
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for JsonLines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut found = Fields::default();
+        event.record(&mut found);
+        let meta = event.metadata();
+        writeln!(
+            writer,
+            "{}",
+            json_line(meta.level().as_str(), meta.target(), &found.message, &Value::Object(found.fields))
+        )
+    }
 }
 
 /// A subscriber writing anywhere.
@@ -55,7 +150,7 @@ where
     let builder = tracing_subscriber::fmt().with_env_filter(filter(&settings.level)?).with_writer(writer);
     Ok(match settings.format {
         LogFormat::Text => Box::new(builder.with_ansi(ansi).with_target(false).finish()),
-        LogFormat::Json => Box::new(builder.json().flatten_event(true).with_current_span(false).finish()),
+        LogFormat::Json => Box::new(builder.event_format(JsonLines).finish()),
     })
 }
 
@@ -108,11 +203,18 @@ mod tests {
     #[test]
     fn json_is_one_object_per_line() {
         let text = logged(LogFormat::Json, "info", true);
+        assert_eq!(text.lines().count(), 2, "{text}");
         for line in text.lines() {
-            let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
-            assert!(line["message"].is_string() && line["level"].is_string(), "{line}");
+            let line: Value = serde_json::from_str(line).expect("JSON");
+            let keys: Vec<&str> = line.as_object().expect("an object").keys().map(String::as_str).collect();
+            assert_eq!(keys, ["fields", "level", "message", "target", "ts"]);
+            assert!(line["ts"].as_str().expect("text").ends_with('Z'), "{line}");
         }
-        assert!(text.contains("\"events\":5"), "{text}");
+        let line: Value = serde_json::from_str(text.lines().next().expect("a line")).expect("JSON");
+        assert_eq!(
+            (&line["message"], &line["level"], &line["fields"]),
+            (&json!("committed"), &json!("INFO"), &json!({"events": 5}))
+        );
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! database driver that print statement parameters can't be switched on.
 
 mod endpoint;
+mod health;
 mod logs;
 pub mod names;
 
 pub use endpoint::{MetricsError, MetricsServer, install, serve};
-pub use logs::{LogError, install as install_logs};
+pub use health::{Beat, Health, Partitions};
+pub use logs::{LogError, install as install_logs, is_json, json_line};

@@ -62,7 +62,7 @@ declare! {
     UNMAPPED_TOPICS = "afterimage_unmapped_topics", Form::Gauge, [], Count,
         "Table topics of a connector that is read, which belong to no org and are ignored. Should be 0.";
     TASKS = "afterimage_task_state", Form::Gauge, ["state"], Count,
-        "Tasks of this worker by state: created, restoring, running, draining, closed, halted.";
+        "Partitions of this worker by state: created (not claimed yet), restoring (the image store catches up), running, waiting (for slower workers on the topic), closed (resting after another worker's claim), halted (a person has to look). halted should be 0.";
 
     // decode
     EVENTS_DECODED = "afterimage_events_decoded_total", Form::Counter, ["topic", "op"], Count,
@@ -76,9 +76,9 @@ declare! {
     READ_THROUGH_SECONDS = "afterimage_read_through_duration_seconds", Form::Histogram(SECONDS), [], Seconds,
         "Time of one batched image lookup in Postgres.";
     STATE_SECONDS = "afterimage_state_operation_duration_seconds", Form::Histogram(SECONDS), ["operation"], Seconds,
-        "Time of one batched operation of the image store; operation: get, put, invalidate, clear.";
+        "Time of one batched operation of the image store; operation: get, put.";
     STATE_INVALIDATED = "afterimage_state_invalidated_records_total", Form::Counter, ["reason"], Count,
-        "Images dropped from the store; reason: moved, catch_up, forget, repair.";
+        "Images dropped from the store; reason: catch_up.";
     STATE_CLEARED = "afterimage_state_cleared_total", Form::Counter, ["reason"], Count,
         "Partitions whose images were dropped whole; reason: ahead, lineage, range_gone, too_far.";
 
@@ -92,7 +92,7 @@ declare! {
     LSN_REGRESSED = "afterimage_lsn_regressed_total", Form::Counter, ["topic"], Count,
         "Events with a lower LSN but a later time than their record's last: the source database was replaced.";
     LEFT_BEHIND = "afterimage_partitions_left_behind_total", Form::Counter, ["topic"], Count,
-        "Partitions that had more to read but were not waited for any longer while merging by source time.";
+        "Partitions that had more to read but were not waited for any longer: one that did not deliver while partitions were merged by source time, or one of another worker that committed nothing for a minute.";
     TAKE_OVERS = "afterimage_take_overs_total", Form::Counter, ["topic"], Count,
         "Records whose home moved. A rate that stays high means two live topics for one table.";
 
@@ -106,13 +106,13 @@ declare! {
     DELTAS_WRITTEN = "afterimage_deltas_written_total", Form::Counter, ["op"], Count,
         "Versions committed; op: baseline, create, update, backfill, delete, undelete.";
     COMMITS = "afterimage_commits_total", Form::Counter, ["result"], Count,
-        "Commits by result: committed, fenced, moved_on, retried, unknown.";
+        "Commits by result: committed, fenced, rewound, again, unknown, refused.";
     COMMIT_SECONDS = "afterimage_commit_duration_seconds", Form::Histogram(SECONDS), ["step"], Seconds,
-        "Time of a commit's steps; step: copy, lock, update, advance, commit, whole.";
+        "Time of a commit; step: whole.";
     FENCED_COMMITS = "afterimage_fenced_commits_total", Form::Counter, [], Count,
         "Commits refused because another worker claimed the partition. It rises with rebalances only.";
     REWINDS = "afterimage_rewinds_total", Form::Counter, ["reason"], Count,
-        "Partitions read again from their committed position; reason: invalidated, taken_over, claimed, error.";
+        "Partitions read again from their committed position; reason: error (a commit failed or was undone), claimed (claimed again).";
     CLAIMS = "afterimage_claims_total", Form::Counter, ["result"], Count,
         "Claims of partitions; result: claimed, refused, timed_out.";
     GAPS = "afterimage_gaps_total", Form::Counter, ["topic"], Count,
@@ -124,7 +124,7 @@ declare! {
     EVENT_TO_COMMIT = "afterimage_event_to_commit_seconds", Form::Histogram(SECONDS), [], Seconds,
         "Time from the source's commit of a batch's last event to its own commit here (the clocks of two machines).";
     OLDEST_SNAPSHOT = "afterimage_oldest_snapshot_seconds", Form::Gauge, [], Seconds,
-        "Age of the oldest snapshot in the sink. A long one makes every commit slower until it ends.";
+        "Age of the oldest snapshot in the sink, as far as the worker's role sees others' sessions; asked every 10 s. A long one makes every commit slower until it ends.";
 }
 
 /// Tells the installed recorder the unit and help of every metric. Once, after installing it.
@@ -168,5 +168,15 @@ mod tests {
                 assert!(!["sfid", "key", "record", "value", "field"].contains(label), "{name} has the label {label}");
             }
         }
+    }
+
+    #[test]
+    fn the_readme_of_grafana_names_every_metric_and_no_other() {
+        let page = include_str!("../../grafana/README.md");
+        let part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+        let said: std::collections::BTreeSet<&str> =
+            page.split(|c| !part(c)).filter(|word| word.starts_with("afterimage_")).collect();
+        let declared: std::collections::BTreeSet<&str> = ALL.iter().map(|metric| metric.name).collect();
+        assert_eq!(said, declared);
     }
 }

@@ -40,6 +40,10 @@ fn metadata_answers_plain_questions() {
     let ends: Vec<_> = ends.unwrap().into_iter().map(|(_, ends)| (ends.low, ends.high)).collect();
     assert_eq!(ends, [(0, 7), (0, 0)]);
     assert!(!metadata.cluster_id(PATIENCE).unwrap().is_empty());
+    let all: Vec<_> = (0..3).map(|partition| TopicPartition::new("org.a", partition)).collect();
+    let mut at_once = metadata.ends(&all, PATIENCE).unwrap();
+    at_once.sort();
+    assert_eq!(at_once.into_iter().map(|(_, end)| end).collect::<Vec<_>>(), [7, 7, 0]);
     let gone = metadata.watermarks(&[TopicPartition::new("org.a", 9)], PATIENCE).unwrap_err();
     assert!(gone.to_string().contains("org.a/9"), "{gone}");
 }

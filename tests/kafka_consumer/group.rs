@@ -1,11 +1,11 @@
 //! Members join, leave, claim, lose and stop.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use afterimage::kafka::{Consumer, ConsumerState, EmbeddedBroker, KafkaError, TopicPartition};
+use afterimage::kafka::{Consumer, ConsumerState, EmbeddedBroker, Inbox, KafkaError, Ownership, TopicPartition};
 
 use crate::support::*;
 
@@ -216,4 +216,58 @@ fn topics_can_be_added() {
     assert_eq!(drain(&added[0], 3).len(), 3);
     assert_eq!(&**added[1].topic(), "t");
     assert!(owner.revoked.lock().unwrap().is_empty());
+}
+
+/// An owner that releases what it claims while the first claim is still under way, as a topic's thread may.
+struct Hasty {
+    consumer: OnceLock<Consumer>,
+    claims: AtomicUsize,
+    then_reclaim: bool,
+}
+
+impl Ownership for Hasty {
+    fn claim(&self, partitions: &[TopicPartition]) -> Vec<(TopicPartition, i64)> {
+        if self.claims.fetch_add(1, Ordering::AcqRel) == 0 {
+            let consumer = self.consumer.wait().clone();
+            let (partitions, reclaim) = (partitions.to_vec(), self.then_reclaim);
+            let released = thread::spawn(move || {
+                consumer.release(&partitions);
+                if reclaim {
+                    consumer.reclaim(&partitions);
+                }
+            });
+            released.join().unwrap();
+        }
+        partitions.iter().map(|of| (of.clone(), 0)).collect()
+    }
+
+    fn revoked(&self, _: &[TopicPartition], _: bool) {}
+}
+
+fn hasty(then_reclaim: bool) -> (EmbeddedBroker, Consumer, Arc<Inbox>, Arc<Hasty>) {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let topics = topics(&broker, &["t"], 1);
+    fill(&broker.producer().unwrap(), "t", 1, 0, 5);
+    let owner = Arc::new(Hasty { consumer: OnceLock::new(), claims: AtomicUsize::new(0), then_reclaim });
+    let (consumer, inboxes) = Consumer::start(&settings(&broker, "g"), &topics, Arc::clone(&owner) as _).unwrap();
+    assert!(owner.consumer.set(consumer.clone()).is_ok());
+    (broker, consumer, Arc::clone(&inboxes[0]), owner)
+}
+
+#[test]
+fn what_is_released_while_it_is_claimed_stays_released_until_it_is_reclaimed() {
+    let (_broker, consumer, inbox, owner) = hasty(false);
+    eventually("released", || consumer.holding().released == 1);
+    let assigned = crate::wait::happens_within(Duration::from_secs(2), || !consumer.assigned().is_empty());
+    assert!(!assigned, "assigned without an owner");
+    consumer.reclaim(&[at(0)]);
+    assert_eq!(drain(&inbox, 5).len(), 5);
+    assert_eq!(owner.claims.load(Ordering::Acquire), 2);
+}
+
+#[test]
+fn what_is_released_and_reclaimed_while_it_is_claimed_is_claimed_again() {
+    let (_broker, _consumer, inbox, owner) = hasty(true);
+    eventually("a second claim", || owner.claims.load(Ordering::Acquire) == 2);
+    assert_eq!(drain(&inbox, 5).len(), 5);
 }

@@ -19,6 +19,7 @@ pub struct Deployment {
     group: String,
     settings: String,
     tables: String,
+    json_logs: bool,
     dir: tempfile::TempDir,
 }
 
@@ -31,6 +32,7 @@ impl Deployment {
             group: format!("afterimage.{}", sink.name),
             settings: String::new(),
             tables: tables.into(),
+            json_logs: false,
             dir: tempfile::tempdir().unwrap(),
         }
     }
@@ -39,6 +41,12 @@ impl Deployment {
     pub fn with(mut self, settings: &str) -> Deployment {
         self.settings.push_str(settings);
         self.settings.push('\n');
+        self
+    }
+
+    /// Logs as JSON lines.
+    pub fn json_logs(mut self) -> Deployment {
+        self.json_logs = true;
         self
     }
 
@@ -78,6 +86,9 @@ impl Deployment {
         // Nothing of the developer's environment may reach it.
         command.env_clear().env("HOME", self.dir.path()).current_dir(self.dir.path());
         command.stdin(Stdio::null());
+        if self.json_logs {
+            command.env("AFTERIMAGE_LOG__FORMAT", "json");
+        }
         command
     }
 
@@ -101,6 +112,11 @@ impl Deployment {
     /// Runs a worker that is expected to end by itself; its output.
     pub fn run_to_end(&self, worker: &str) -> Output {
         self.command("run", worker).output().unwrap()
+    }
+
+    /// Runs another verb to its end; its output.
+    pub fn verb(&self, verb: &str, arguments: &[&str]) -> Output {
+        self.command(verb, verb).args(arguments).output().unwrap()
     }
 
     /// Starts a worker.
@@ -189,15 +205,21 @@ impl App {
 
     /// What `/metrics` answers.
     pub async fn metrics(&mut self) -> String {
+        let answer = self.get("/metrics").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        answer
+    }
+
+    /// What any path of the metrics endpoint answers, with its head.
+    pub async fn get(&mut self, path: &str) -> String {
         self.wait_for_log("metrics are served at").await;
         let log = self.log();
         let address = log.split("http://").nth(1).and_then(|rest| rest.split("/metrics").next()).unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
-        write!(stream, "GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         answer
     }
 }

@@ -7,6 +7,7 @@ pub mod app;
 pub mod audit;
 pub mod names;
 pub mod postgres;
+pub mod stream;
 pub mod wait;
 
 #[cfg(feature = "java-tests")]

@@ -221,7 +221,8 @@ impl Judge<'_> {
                 self.stale_row(arrival, identity, owner.as_deref(), &waiting);
                 return Ok(Counter::Stale);
             }
-            Verdict::Judge | Verdict::JudgeReplaced => {}
+            Verdict::Judge => {}
+            Verdict::JudgeReplaced => self.batch.regress(),
         }
 
         let foreign = self.record(identity).home != Some(arrival.position_id);
@@ -381,7 +382,8 @@ impl Judge<'_> {
                 self.late(arrival, identity, "a newer event of its record was read before", arrival.time(), None);
                 return Ok(Counter::Stale);
             }
-            Verdict::Judge | Verdict::JudgeReplaced => {}
+            Verdict::Judge => {}
+            Verdict::JudgeReplaced => self.batch.regress(),
         }
         let event = arrival.event;
         if self.record(identity).home != Some(arrival.position_id) {

@@ -1,0 +1,198 @@
+//! Topics of a worker: those of its start, and those that appear later. Each gets its numbers from the sink, a thread,
+//! and a place among those that the ownership callbacks know.
+
+use std::collections::HashMap;
+use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
+
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+use super::align::{Align, Board, Boards};
+use super::committer::Committers;
+use super::dictionary::Dictionary;
+use super::group::{BatchLimits, Command, Databases, Group, InboxCell, Parts};
+use super::images::Images;
+use super::ownership::{Claims, TopicSide};
+use super::{RunError, TopicMapping, TopicPlan};
+use crate::core::decode::{Decoder, ResolvedIdentity};
+use crate::core::judge::ObjectFacts;
+use crate::kafka::{Consumer, Inbox, KafkaError, Topic};
+use crate::postgres::Client;
+use crate::postgres::client::SinkSettings;
+use crate::postgres::registry::{self, Declared, Source};
+use crate::telemetry::Health;
+
+/// What all topics of a worker share.
+pub(super) struct Topics {
+    pub sink: SinkSettings,
+    pub sink_id: Uuid,
+    pub cluster: String,
+    pub group: String,
+    pub images: Images,
+    pub committers: Committers,
+    pub limits: BatchLimits,
+    /// Bytes for the hash front of each topic.
+    pub front_memory: usize,
+    pub databases: Databases,
+    pub boards: Boards,
+    pub health: Health,
+    /// Tells which topic's thread has ended.
+    pub ended: tokio::sync::mpsc::UnboundedSender<String>,
+    pub running: Vec<Running>,
+}
+
+/// A topic that is known to the sink and has no thread yet.
+pub(super) struct Prepared {
+    pub topic: Arc<str>,
+    source: Source,
+    decoder: Decoder,
+    dictionary: Dictionary,
+    sender: mpsc::Sender<Command>,
+    commands: mpsc::Receiver<Command>,
+    inbox: InboxCell,
+    board: Arc<Board>,
+}
+
+/// A topic's thread.
+pub(super) struct Running {
+    sender: mpsc::Sender<Command>,
+    inbox: Arc<Inbox>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Prepared {
+    /// For the ownership callbacks.
+    pub fn side(&self) -> TopicSide {
+        TopicSide { source_id: self.source.source_id, commands: self.sender.clone(), inbox: Arc::clone(&self.inbox) }
+    }
+}
+
+impl Topics {
+    /// Registers topics in the sink; `partitions` of each by name.
+    pub async fn prepare(
+        &self,
+        client: &mut Client,
+        plans: Vec<TopicPlan>,
+        partitions: &HashMap<Arc<str>, i32>,
+    ) -> Result<Vec<Prepared>, RunError> {
+        let declared: Vec<Declared> = plans.iter().map(|topic| topic.declared.clone()).collect();
+        let sources = registry::sources(client, &declared, &self.cluster, &self.group).await?;
+        let mut prepared = Vec::with_capacity(plans.len());
+        for (plan, source) in plans.into_iter().zip(sources) {
+            let fields = registry::fields(client, source.object_id).await?;
+            let mut decoder = Decoder::new(plan.rules);
+            if source.settled
+                && let Some(identity) = ResolvedIdentity::from_sink(&source.identity)
+            {
+                decoder.preset_identity(identity);
+            }
+            decoder.print_rows(source.object_id, rand::random());
+            decoder.restore_columns(fields.iter().map(|field| (field.name.as_str(), field.kind)));
+            let facts = ObjectFacts {
+                object_id: source.object_id,
+                grace: plan.declared.grace,
+                create_window: plan.create_window,
+                ..ObjectFacts::default()
+            };
+            let topic: Arc<str> = source.topic.as_str().into();
+            let (sender, commands) = mpsc::channel();
+            let inbox: InboxCell = Arc::new(OnceLock::new());
+            let count = partitions.get(&topic).copied().unwrap_or(0);
+            let board = Board::new(Arc::clone(&topic), source.source_id, count, Arc::clone(&inbox));
+            let dictionary = Dictionary::new(facts, fields);
+            prepared.push(Prepared { topic, source, decoder, dictionary, sender, commands, inbox, board });
+        }
+        Ok(prepared)
+    }
+
+    /// Starts their threads.
+    pub fn start(
+        &mut self,
+        prepared: Vec<Prepared>,
+        inboxes: &[Arc<Inbox>],
+        consumer: &Consumer,
+    ) -> Result<(), RunError> {
+        for one in prepared {
+            let Some(inbox) = inboxes.iter().find(|inbox| *inbox.topic() == one.topic).cloned() else { continue };
+            let _ = one.inbox.set(Arc::clone(&inbox));
+            self.boards.add(Arc::clone(&one.board));
+            let name = one.topic.to_string();
+            let parts = Parts {
+                source: one.source,
+                topic: one.topic,
+                sink: self.sink.clone(),
+                sink_id: self.sink_id,
+                images: self.images.clone(),
+                committers: self.committers.clone(),
+                commands: one.commands,
+                inbox: Arc::clone(&inbox),
+                consumer: consumer.clone(),
+                decoder: one.decoder,
+                dictionary: one.dictionary,
+                limits: self.limits,
+                front_memory: self.front_memory,
+                databases: Arc::clone(&self.databases),
+                align: Align::new(one.board, &self.boards),
+                beat: self.health.beat(format!("topic {name}")),
+                runtime: Handle::current(),
+            };
+            let ended = self.ended.clone();
+            let thread = std::thread::Builder::new().name(format!("topic {name}")).spawn(move || {
+                Group::new(parts).run();
+                let _ = ended.send(name);
+            });
+            let thread = thread.map_err(|error| KafkaError::Fatal(format!("no thread for a topic: {error}")))?;
+            self.running.push(Running { sender: one.sender, inbox, thread });
+        }
+        Ok(())
+    }
+
+    /// Begins to read what the cluster has now and had not before: topics that the configuration maps to an org; and
+    /// takes note of how many partitions each has. New partitions are the group's business.
+    pub async fn grow(
+        &mut self,
+        found: &[Topic],
+        mapping: &TopicMapping,
+        claims: &Claims,
+        consumer: &Consumer,
+    ) -> Result<(), RunError> {
+        let boards = self.boards.all();
+        for topic in found {
+            if let Some(board) = boards.iter().find(|board| board.topic == topic.name) {
+                board.set_partitions(topic.partitions);
+            }
+        }
+        let names: Vec<String> = found.iter().map(|topic| topic.name.to_string()).collect();
+        let mut plans = mapping(&names).map_err(RunError::Mapping)?;
+        plans.retain(|plan| !boards.iter().any(|board| *board.topic == *plan.declared.topic));
+        if plans.is_empty() {
+            return Ok(());
+        }
+        let partitions = found.iter().map(|topic| (Arc::clone(&topic.name), topic.partitions)).collect();
+        let mut client = self.sink.connect().await?;
+        let prepared = self.prepare(&mut client, plans, &partitions).await?;
+        let names: Vec<Arc<str>> = prepared.iter().map(|one| Arc::clone(&one.topic)).collect();
+        // Known to the callbacks before the group can give them.
+        claims.add(prepared.iter().map(|one| (Arc::clone(&one.topic), one.side())));
+        let inboxes = tokio::task::block_in_place(|| consumer.add_topics(&names))?;
+        self.start(prepared, &inboxes, consumer)?;
+        for topic in names {
+            tracing::info!(%topic, "reading a topic that has appeared");
+        }
+        Ok(())
+    }
+
+    /// Asks all threads to commit what is in hand and end.
+    pub fn ask_to_stop(&self) {
+        for one in &self.running {
+            let _ = one.sender.send(Command::Stop);
+            one.inbox.wake();
+        }
+    }
+
+    /// Whether all threads have ended.
+    pub fn have_ended(&self) -> bool {
+        self.running.iter().all(|one| one.thread.is_finished())
+    }
+}

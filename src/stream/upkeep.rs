@@ -1,0 +1,125 @@
+//! What a worker looks after beside the stream: topics that appear, its health, and what slows the sink down.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metrics::gauge;
+use tokio::sync::mpsc;
+
+use super::align::Boards;
+use super::ownership::Claims;
+use crate::kafka::{Consumer, KafkaSettings, Metadata, Topic};
+use crate::postgres::client::{SinkSettings, describe};
+use crate::postgres::{migrate, status};
+use crate::telemetry::{Health, Partitions, names};
+
+/// How often the sink is asked how it is.
+const SINK: Duration = Duration::from_secs(10);
+/// An answer that takes longer is none.
+const SINK_TIME: Duration = Duration::from_secs(10);
+/// How often the worker's own state is told.
+const TELL: Duration = Duration::from_secs(1);
+/// Broker questions.
+const BROKER_TIME: Duration = Duration::from_secs(10);
+/// The consumer's thread is not taken for stuck before it has not come round for this long: claims may wait.
+const CONSUMER_ROUND: Duration = Duration::from_secs(30);
+
+/// Looks for topics from time to time, on a thread of its own: a broker that does not answer holds up nothing else. It
+/// ends with the receiver.
+pub(super) fn find_topics(kafka: &KafkaSettings) -> mpsc::Receiver<Vec<Topic>> {
+    let (sender, receiver) = mpsc::channel(1);
+    let kafka = kafka.clone();
+    tokio::spawn(async move {
+        let mut metadata: Option<Arc<Metadata>> = None;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(kafka.metadata_refresh()) => {}
+                () = sender.closed() => return,
+            }
+            let (settings, known) = (kafka.clone(), metadata.take());
+            let asked = tokio::task::spawn_blocking(move || {
+                let metadata = match known {
+                    Some(metadata) => metadata,
+                    None => Arc::new(Metadata::connect(&settings)?),
+                };
+                metadata.topics(BROKER_TIME, |_| true).map(|topics| (topics, metadata))
+            });
+            match asked.await {
+                Ok(Ok((topics, client))) => {
+                    metadata = Some(client);
+                    if sender.send(topics).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(Err(error)) => tracing::warn!(%error, "topics not looked for"),
+                Err(error) => tracing::warn!(%error, "topics not looked for"),
+            }
+        }
+    });
+    receiver
+}
+
+/// Asks the sink now and then: does it answer, is the schema still the right one, how old is its oldest snapshot?
+pub(super) async fn look_at_sink(sink: SinkSettings, health: Health) {
+    let mut client = None;
+    loop {
+        let asked = tokio::time::timeout(SINK_TIME, async {
+            let client = match &mut client {
+                Some(client) => client,
+                slot => slot.insert(sink.connect().await.map_err(|error| error.to_string())?),
+            };
+            migrate::check(client).await.map_err(|error| error.to_string())?;
+            status::oldest_snapshot_seconds(client).await.map_err(|error| describe(&error))
+        });
+        let answer = asked.await.unwrap_or_else(|_| Err("the sink does not answer".to_owned()));
+        match answer {
+            Ok(seconds) => {
+                gauge!(names::OLDEST_SNAPSHOT).set(seconds);
+                health.sink(Ok(()));
+            }
+            Err(reason) => {
+                tracing::debug!(%reason, "the sink was asked how it is");
+                client = None;
+                health.sink(Err(reason));
+            }
+        }
+        tokio::time::sleep(SINK).await;
+    }
+}
+
+/// Tells metrics and health how many partitions are in which state.
+pub(super) async fn tell(health: Health, consumer: Consumer, claims: Arc<Claims>, boards: Boards) {
+    let beat = health.beat("kafka");
+    loop {
+        if Instant::now().saturating_duration_since(consumer.last_polled()) < CONSUMER_ROUND {
+            beat.now();
+        }
+        let holding = consumer.holding();
+        let halted = claims.halted().min(holding.unclaimed);
+        let (mut restoring, mut running, mut waiting) = (0, 0, 0);
+        for board in boards.all() {
+            let tasks = board.tasks();
+            restoring += tasks[0];
+            running += tasks[1];
+            waiting += tasks[2];
+        }
+        let created = holding.unclaimed - halted;
+        for (state, count) in [
+            ("created", created),
+            ("restoring", restoring),
+            ("running", running),
+            ("waiting", waiting),
+            ("closed", holding.released),
+            ("halted", halted),
+        ] {
+            gauge!(names::TASKS, "state" => state).set(count as f64);
+        }
+        health.partitions(Partitions {
+            claimed: holding.assigned,
+            unclaimed: created,
+            resting: holding.released,
+            halted,
+        });
+        tokio::time::sleep(TELL).await;
+    }
+}

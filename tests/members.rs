@@ -1,0 +1,337 @@
+//! Workers come and go: they join, leave in order and are killed while messages flow, wait for one another, and find what
+//! appears later. As processes, on the embedded broker and, with `java-tests`, on Apache Kafka.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use afterimage::core::align::{DENSE, LEEWAY};
+use afterimage::kafka::EmbeddedBroker;
+use serde_json::Value;
+use support::app::{App, Deployment};
+use support::audit::{self, Ends, assert_conserved, assert_same, caught_up, history};
+use support::names::unique;
+use support::postgres::{Database, fresh_database};
+use support::stream::Stream;
+use support::wait::{LONG, wait_for};
+use tokio_postgres::Client;
+
+/// New topics are found within half a second, and members learn of a rebalance as soon.
+const QUICK: &str =
+    "[kafka.extra]\n\"topic.metadata.refresh.interval.ms\" = \"500\"\n\"heartbeat.interval.ms\" = \"500\"\n";
+
+async fn deployment(servers: &str, connector: &str) -> (Database, Deployment, Client) {
+    let sink = fresh_database().await;
+    let org = format!("[[org]]\nname = \"emea\"\ntopics = [\"{connector}.emea.*\"]\n");
+    let deployment = Deployment::new(servers, &sink, org).with(QUICK);
+    deployment.migrate();
+    let client = sink.connect().await;
+    (sink, deployment, client)
+}
+
+/// Which worker holds how many partitions.
+async fn owners(sink: &Client) -> BTreeMap<String, i64> {
+    let query = "SELECT worker, count(*) FROM afterimage.positions GROUP BY 1";
+    sink.query(query, &[]).await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+/// Waits until exactly these workers hold partitions, and all of them some.
+async fn held_by(sink: &Client, wanted: &[&str]) {
+    wait_for(&format!("partitions held by {wanted:?}"), LONG, async || {
+        let found = owners(sink).await;
+        if found.keys().map(String::as_str).eq(wanted.iter().copied()) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+}
+
+/// Waits until so many more messages are committed.
+async fn moves_on(sink: &Client, by: i64, workers: &mut [&mut App]) {
+    let from: i64 = audit::positions(sink).await.values().sum();
+    wait_for("progress", LONG, async || {
+        for worker in workers.iter_mut() {
+            worker.assert_running();
+        }
+        let now: i64 = audit::positions(sink).await.values().sum();
+        if now >= from + by { Ok(()) } else { Err(now - from) }
+    })
+    .await;
+}
+
+/// Writes rounds into the stream until told to end, reloading the table now and then if asked to.
+struct Writer {
+    stream: Arc<Mutex<Stream>>,
+    done: Arc<AtomicBool>,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Writer {
+    fn start(stream: Stream, records: u32, reloads: bool) -> Writer {
+        let stream = Arc::new(Mutex::new(stream));
+        let done = Arc::new(AtomicBool::new(false));
+        let (ours, ended) = (Arc::clone(&stream), Arc::clone(&done));
+        let thread = thread::spawn(move || {
+            let mut round = 0;
+            while !ended.load(Ordering::Acquire) {
+                let mut stream = ours.lock().unwrap();
+                stream.rounds(records, round..round + 1);
+                round += 1;
+                if reloads && round % 10 == 0 {
+                    stream.reload();
+                }
+                drop(stream);
+                // Far from what the embedded broker keeps: about 1 MB in a minute.
+                support::wait::happens_within(Duration::from_millis(150), || ended.load(Ordering::Acquire));
+            }
+        });
+        Writer { stream, done, thread }
+    }
+
+    fn end(self) -> Stream {
+        self.done.store(true, Ordering::Release);
+        self.thread.join().unwrap();
+        Arc::try_unwrap(self.stream).ok().expect("the writer is gone").into_inner().unwrap()
+    }
+}
+
+/// Three members, of which one leaves and one dies, and two that take their place, while messages flow.
+async fn come_and_go(deployment: &Deployment, sink: &Client, stream: Stream, reloads: bool) -> Stream {
+    let writer = Writer::start(stream, 25, reloads);
+    let mut one = deployment.worker("one");
+    held_by(sink, &["one"]).await;
+    let mut two = deployment.worker("two");
+    held_by(sink, &["one", "two"]).await;
+    let mut three = deployment.worker("three");
+    held_by(sink, &["one", "three", "two"]).await;
+    moves_on(sink, 100, &mut [&mut one, &mut two, &mut three]).await;
+    two.stop();
+    held_by(sink, &["one", "three"]).await;
+    moves_on(sink, 100, &mut [&mut one, &mut three]).await;
+    three.kill9();
+    held_by(sink, &["one"]).await;
+    moves_on(sink, 100, &mut [&mut one]).await;
+    // The dead one comes back with its state, the other as someone new; and the eldest dies.
+    let mut three = deployment.worker("three");
+    let mut four = deployment.worker("four");
+    held_by(sink, &["four", "one", "three"]).await;
+    one.kill9();
+    held_by(sink, &["four", "three"]).await;
+    moves_on(sink, 100, &mut [&mut four, &mut three]).await;
+    let stream = writer.end();
+    caught_up(sink, &stream.ends(), &mut [&mut four, &mut three]).await;
+    four.stop();
+    three.stop();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_join_leave_and_die_and_the_history_is_the_sources() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let (_, deployment, sink) = deployment(&broker.servers(), "calm").await;
+    let stream = Stream::new(&broker, "calm.emea.account", 6);
+    let stream = come_and_go(&deployment, &sink, stream, false).await;
+    assert_same(&history(&sink, "emea", "account").await, &stream.wanted());
+    assert_conserved(&sink, &stream.ends()).await;
+    let claims: i64 = sink.query_one("SELECT sum(epoch)::bigint FROM afterimage.position", &[]).await.unwrap().get(0);
+    assert!(claims > 12, "partitions went from hand to hand: {claims} claims");
+}
+
+/// Records that moved between partitions may come late: then they are kept, and the last image is the source's all the
+/// same.
+async fn assert_nothing_is_lost(sink: &Client, stream: &Stream, ends: &Ends) {
+    assert_conserved(sink, ends).await;
+    let query = "SELECT sfid, image FROM afterimage.records WHERE status = 'live' AND object = 'account'";
+    let found: BTreeMap<String, Value> =
+        sink.query(query, &[]).await.unwrap().iter().map(|row| (row.get(0), row.get(1))).collect();
+    assert_eq!(found, stream.images());
+    let kept = sink
+        .query(
+            "SELECT partition, \"offset\" FROM afterimage.changes WHERE topic = $1
+             UNION SELECT partition, \"offset\" FROM afterimage.late_events WHERE topic = $1",
+            &[&stream.topic],
+        )
+        .await
+        .unwrap();
+    let kept: BTreeSet<(i32, i64)> = kept.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let lost: Vec<_> = stream.wanted().into_iter().filter(|entry| !kept.contains(&(entry.4, entry.5))).collect();
+    assert!(lost.is_empty(), "neither in the history nor among the late events: {lost:?}");
+}
+
+/// Reloads of a table.
+const RELOADS: u32 = 4;
+
+/// Edits and reloads of a table that is much larger than a step.
+fn backlog(stream: &mut Stream) {
+    for n in 0..RELOADS {
+        stream.rounds(600, n * 3..n * 3 + 3);
+        stream.reload();
+    }
+}
+
+/// Without keeping in step more than 5,000 come late. What is left is a dense step of each worker around each reload.
+async fn few_are_late(sink: &Client, stream: &Stream) {
+    let late = audit::outcome(sink, "stale").await;
+    let all: i64 = stream.next.iter().sum();
+    println!("{late} late events of {all} messages");
+    assert!(late <= i64::from(RELOADS) * 6 * DENSE as i64, "{late} late events of {all}");
+}
+
+/// Three workers read a backlog that was complete before they began.
+async fn read_a_backlog(apart: u64) {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let (other, deployment, sink) = deployment(&broker.servers(), "calm").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 6);
+    stream.apart = apart;
+    backlog(&mut stream);
+    // Nobody commits before all have their partitions.
+    let mut gate = other.connect().await;
+    let gate = gate.transaction().await.unwrap();
+    gate.batch_execute("LOCK TABLE afterimage.delta, afterimage.keyframe IN SHARE MODE").await.unwrap();
+    let mut one = deployment.worker("one");
+    held_by(&sink, &["one"]).await;
+    let mut two = deployment.worker("two");
+    held_by(&sink, &["one", "two"]).await;
+    let mut three = deployment.worker("three");
+    held_by(&sink, &["one", "three", "two"]).await;
+    let since = Instant::now();
+    gate.rollback().await.unwrap();
+    caught_up(&sink, &stream.ends(), &mut [&mut one, &mut two, &mut three]).await;
+    println!(
+        "events {apart} ms apart: {:.0} messages a second",
+        stream.next.iter().sum::<i64>() as f64 / since.elapsed().as_secs_f64()
+    );
+    for worker in [&mut one, &mut two, &mut three] {
+        worker.stop();
+    }
+    few_are_late(&sink, &stream).await;
+    assert_nothing_is_lost(&sink, &stream, &stream.ends()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_workers_on_a_dense_backlog_keep_in_step() {
+    read_a_backlog(10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_workers_on_a_backlog_with_an_event_a_minute_keep_in_step_and_get_on() {
+    read_a_backlog(60_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_ahead_waits_for_who_is_behind() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let (other, deployment, sink) = deployment(&broker.servers(), "calm").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 4);
+    backlog(&mut stream);
+    // Nobody commits before both have their partitions.
+    let mut gate = other.connect().await;
+    let gate = gate.transaction().await.unwrap();
+    gate.batch_execute("LOCK TABLE afterimage.delta, afterimage.keyframe IN SHARE MODE").await.unwrap();
+    let mut one = deployment.worker("one");
+    held_by(&sink, &["one"]).await;
+    let mut two = deployment.worker("two");
+    held_by(&sink, &["one", "two"]).await;
+    one.signal(libc::SIGSTOP);
+    gate.rollback().await.unwrap();
+    wait_for("the second worker to wait", LONG, async || {
+        let metrics = two.metrics().await;
+        let waiting = metrics.lines().find(|line| line.starts_with("afterimage_task_state{state=\"waiting\"}"));
+        match waiting.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()) {
+            Some(tasks) if tasks > 0.0 => Ok(()),
+            found => Err(format!("{found:?}")),
+        }
+    })
+    .await;
+    // What it has read is within a step of where the other stands: at the beginning.
+    let query =
+        "SELECT worker, sum(next_offset - first_offset)::bigint FROM afterimage.positions GROUP BY 1 ORDER BY 1";
+    let rows = sink.query(query, &[]).await.unwrap();
+    let read: Vec<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    // Events are 10 ms of source time apart; tombstones have no time of their own.
+    let most = 4 * DENSE as i64 + LEEWAY / 10_000;
+    assert!(read[0].1 == 0 && read[1].1 > 0 && read[1].1 <= most, "{read:?}, at most {most}");
+    one.signal(libc::SIGCONT);
+    caught_up(&sink, &stream.ends(), &mut [&mut one, &mut two]).await;
+    one.stop();
+    two.stop();
+    few_are_late(&sink, &stream).await;
+    assert_nothing_is_lost(&sink, &stream, &stream.ends()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_appears_later_is_read_and_a_foreign_one_is_named() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let (_, deployment, sink) = deployment(&broker.servers(), "calm").await;
+    let mut first = Stream::new(&broker, "calm.emea.account", 2);
+    first.rounds(5, 0..2);
+    let mut one = deployment.worker("one");
+    caught_up(&sink, &first.ends(), &mut [&mut one]).await;
+    let mut second = Stream::new(&broker, "calm.emea.contact", 3);
+    second.rounds(5, 0..3);
+    broker.create_topic("calm.apac.account", 1).unwrap();
+    let mut ends: Ends = first.ends();
+    ends.extend(second.ends());
+    caught_up(&sink, &ends, &mut [&mut one]).await;
+    assert_same(&history(&sink, "emea", "contact").await, &second.wanted());
+    one.wait_for_log("belongs to no org").await;
+    assert!(one.log().contains("calm.apac.account"));
+    one.stop();
+    assert_conserved(&sink, &ends).await;
+}
+
+#[cfg(feature = "java-tests")]
+mod real {
+    use support::kafka::Broker;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn members_join_leave_and_die_on_kafka_while_records_move() {
+        let broker = Broker::shared();
+        let (connector, bootstrap) = (unique("calm"), broker.bootstrap());
+        let (_, deployment, sink) = deployment(&bootstrap, &connector).await;
+        let topic = format!("{connector}.emea.account");
+        broker.create_topic(&topic, 6).await;
+        let stream = come_and_go(&deployment, &sink, Stream::on(&bootstrap, &topic, 6), true).await;
+        assert_nothing_is_lost(&sink, &stream, &stream.ends()).await;
+        let moved =
+            sink.query_one("SELECT count(*) FROM afterimage.invalidation WHERE reason = 'm'", &[]).await.unwrap();
+        assert!(moved.get::<_, i64>(0) > 25, "records moved between partitions");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn topics_and_partitions_that_appear_on_kafka_are_read_from_their_beginning() {
+        let broker = Broker::shared();
+        let (connector, bootstrap) = (unique("calm"), broker.bootstrap());
+        let (_, deployment, sink) = deployment(&bootstrap, &connector).await;
+        let topic = format!("{connector}.emea.account");
+        broker.create_topic(&topic, 2).await;
+        let mut stream = Stream::on(&bootstrap, &topic, 2);
+        stream.rounds(20, 0..3);
+        let mut one = deployment.worker("one");
+        let mut two = deployment.worker("two");
+        caught_up(&sink, &stream.ends(), &mut [&mut one, &mut two]).await;
+        held_by(&sink, &["one", "two"]).await;
+        // More partitions, and messages in them before anybody knows.
+        broker.grow_topic(&topic, 5).await;
+        stream.grow(&bootstrap, 5);
+        stream.rounds(20, 3..6);
+        let other = format!("{connector}.emea.contact");
+        broker.create_topic(&other, 3).await;
+        let mut appeared = Stream::on(&bootstrap, &other, 3);
+        appeared.rounds(20, 0..3);
+        let mut ends: Ends = stream.ends();
+        ends.extend(appeared.ends());
+        caught_up(&sink, &ends, &mut [&mut one, &mut two]).await;
+        let query = "SELECT first_offset FROM afterimage.positions WHERE partition >= 2 OR topic = $1";
+        let starts: Vec<i64> = sink.query(query, &[&other]).await.unwrap().iter().map(|row| row.get(0)).collect();
+        assert_eq!(starts, vec![0; 6]);
+        assert_same(&history(&sink, "emea", "contact").await, &appeared.wanted());
+        one.stop();
+        two.stop();
+        assert_nothing_is_lost(&sink, &stream, &ends).await;
+    }
+}
