@@ -140,6 +140,8 @@ pub struct StoredRecord {
     pub record: Record,
     /// Where it lived before, if that was another position.
     pub left: Option<PositionId>,
+    /// The image store does not know yet that it lives there under its key.
+    pub new_key: bool,
 }
 
 /// An immutable batch, ready to commit.
@@ -394,6 +396,8 @@ impl OpenBatch {
             let seen = std::mem::replace(&mut slot.seen, Seen::of(&slot.record));
             let record = slot.record.clone();
             let left = seen.home.filter(|home| Some(*home) != record.home);
+            let stored = std::mem::replace(&mut slot.stored, true);
+            let new_key = !stored || left.is_some() || seen.row_key != record.row_key;
             if let Some(home) = record.home
                 && (seen.home != record.home || seen.row_key != record.row_key || seen.floor != record.floor)
             {
@@ -406,7 +410,7 @@ impl OpenBatch {
                     taken_from: (seen.home != record.home).then_some(seen),
                 });
             }
-            sealed.records.push(StoredRecord { identity, record, left });
+            sealed.records.push(StoredRecord { identity, record, left, new_key });
         }
         sealed.registry.sort_by_key(|change| change.rid);
         for key in self.keys {

@@ -42,6 +42,8 @@ pub struct RecordSlot {
     pub seen: Seen,
     /// The newest batch that changed it.
     pub dirty: Option<u64>,
+    /// The image store has it under `seen`'s home and key, or will once every sealed batch is committed.
+    pub stored: bool,
 }
 
 /// The last record seen under a key that it does not hold now (`afterimage.old_key`).
@@ -129,11 +131,20 @@ impl Overlay {
         self.keys.get_mut(key).expect("inserted above")
     }
 
-    /// Takes in what a lookup found. A record that is here already is newer and stays.
+    /// Takes in what a lookup in Postgres found. A record that is here already is newer and stays.
     pub fn load_record(&mut self, identity: Box<str>, record: Record) {
+        self.load(identity, record, false);
+    }
+
+    /// The same for what the image store had.
+    pub fn load_stored(&mut self, identity: Box<str>, record: Record) {
+        self.load(identity, record, true);
+    }
+
+    fn load(&mut self, identity: Box<str>, record: Record, stored: bool) {
         if let Entry::Vacant(vacant) = self.records.entry(identity) {
             self.loaded.push(vacant.key().clone());
-            vacant.insert(RecordSlot { seen: Seen::of(&record), record, dirty: None });
+            vacant.insert(RecordSlot { seen: Seen::of(&record), record, dirty: None, stored });
         }
     }
 

@@ -338,7 +338,7 @@ impl Group {
         })?;
         for ((_, identity), record) in keys.into_iter().zip(records) {
             if let Some(record) = record {
-                self.overlay.load_record(identity.into(), record);
+                self.overlay.load_stored(identity.into(), record);
                 found.insert(identity);
             }
         }

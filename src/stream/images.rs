@@ -88,7 +88,7 @@ impl Images {
             }
             if let Some(home) = one.record.home {
                 batch.put(&key(home), &encode(&one.record));
-                if let Some(row_key) = &one.record.row_key {
+                if let Some(row_key) = one.record.row_key.as_ref().filter(|_| one.new_key) {
                     let holder = RecordKey::row_key(StoreId(home), object_id, row_key.as_bytes());
                     batch.put(&holder, one.identity.as_bytes());
                 }

@@ -290,7 +290,7 @@ impl<'w> Worker<'w> {
     fn settle(&mut self) -> usize {
         let Some((batch, events)) = self.in_flight.take() else { return 0 };
         self.sink.apply(&batch);
-        for StoredRecord { identity, record, left } in &batch.records {
+        for StoredRecord { identity, record, left, .. } in &batch.records {
             if let Some(left) = left {
                 self.store.remove(&(*left, identity.clone()));
             }
