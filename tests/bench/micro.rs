@@ -271,7 +271,15 @@ mod front {
         let front = RefCell::new(front);
         bencher
             .counter(ItemsCount::new(1_usize))
-            .with_inputs(|| print(next(&mut source)))
+            // A record that found no room in its set is not known, however small the table; it is not what is asked here.
+            .with_inputs(|| {
+                loop {
+                    let (print, lsn) = print(next(&mut source));
+                    if front.borrow().would_repeat(1, &print, lsn) {
+                        break (print, lsn);
+                    }
+                }
+            })
             .bench_local_values(|(print, lsn)| assert!(front.borrow_mut().repeat(1, &print, lsn).is_some()));
     }
 }
