@@ -25,6 +25,15 @@ demo: ## Everything on one machine, nothing to configure; ARGS="--help" lists it
 	@cargo build
 	@exec $(TARGET)/debug/afterimage demo $(ARGS)
 
+# Which Debezium: 2.7 or 3.7.
+DEBEZIUM ?= 2.7
+
+.PHONY: demo-real
+demo-real: ## The same on real Kafka with real Debezium, DEBEZIUM=2.7 (what Heroku runs) or 3.7; about a minute
+	@.ci/packages demo-real
+	@cargo build
+	@exec $(TARGET)/debug/afterimage demo --capture debezium --debezium "$(DEBEZIUM)" $(ARGS)
+
 .PHONY: build
 build: ## The program, as target/debug/afterimage
 	@.ci/packages build

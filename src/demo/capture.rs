@@ -15,8 +15,8 @@ use super::backlog::TopicPartition;
 use super::connect::Connect;
 use super::java::{CONNECTOR_PROPERTIES, Java};
 use super::patience::off_the_runtime;
-use super::simulator::live::{LiveStep, Operation};
-use super::simulator::{Debezium, SOURCE_DATABASE, SimTopic, Simulator};
+use super::simulator::live::Operation;
+use super::simulator::{Debezium, SOURCE_DATABASE, SimMessage, SimTopic, Simulator};
 use super::source::Source;
 
 /// How often connectors store their offsets: what a kill repeats at most.
@@ -106,25 +106,35 @@ impl Capture {
         Ok(Capture { connect, source, reader, topics, ends, kills: 0 })
     }
 
-    /// Does one step of the simulator to the source.
+    /// These messages will have to come, for what is about to be done to the source.
     ///
     /// # Errors
-    /// When the source refuses it, or the connector can't be started again.
-    pub async fn apply(&mut self, step: &LiveStep) -> Result<()> {
-        for operation in &step.operations {
-            match operation {
-                Operation::KillConnector => {
-                    self.connect.kill()?;
-                    // It comes up while the source goes on being written to.
-                    self.connect.launch()?;
-                    self.kills += 1;
-                }
-                other => self.source.apply(other).await?,
-            }
-        }
-        for message in step.messages.iter().filter(|message| message.value.is_some()) {
+    /// When one is of a topic that the capture doesn't know.
+    pub fn expect(&mut self, messages: &[SimMessage]) -> Result<()> {
+        for message in messages.iter().filter(|message| message.value.is_some()) {
             self.topics.get_mut(&message.topic).context("a topic that nobody made")?.expected += 1;
         }
+        Ok(())
+    }
+
+    /// Whether what came before has to be in the topics first. A connector that is started again sends changes from
+    /// before a DROP COLUMN without that column: values that it had not sent by then would never be seen.
+    pub fn must_wait(&self, operation: &Operation) -> bool {
+        matches!(operation, Operation::DropColumns { .. }) && self.missing() > 0
+    }
+
+    /// Does one thing to the source, or to its connectors.
+    ///
+    /// # Errors
+    /// When the source refuses it, or the connectors can't be started again.
+    pub async fn apply(&mut self, operation: &Operation) -> Result<()> {
+        if *operation != Operation::KillConnector {
+            return self.source.apply(operation).await;
+        }
+        self.connect.kill()?;
+        // It comes up while the source goes on being written to.
+        self.connect.launch()?;
+        self.kills += 1;
         Ok(())
     }
 

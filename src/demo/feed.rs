@@ -110,7 +110,14 @@ impl<'a> Feed<'a> {
         let mut looked = Instant::now();
         let mut kills = 0;
         while let Some(step) = simulator.step_live() {
-            capture.apply(&step).await?;
+            capture.expect(&step.messages)?;
+            for operation in &step.operations {
+                while capture.must_wait(operation) {
+                    self.watch(capture)?;
+                    self.ask().await?;
+                }
+                capture.apply(operation).await?;
+            }
             if capture.kills() > kills {
                 kills = capture.kills();
                 self.progress.say("the connectors were killed (kill -9) and started again: they will repeat something");

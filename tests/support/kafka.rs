@@ -145,6 +145,17 @@ impl Broker {
         }
     }
 
+    /// The names of all topics.
+    pub async fn topics(&self) -> Vec<String> {
+        let client = self.client();
+        blocking(move || {
+            let consumer: BaseConsumer = client.create().unwrap();
+            let metadata = consumer.fetch_metadata(None, REQUEST).unwrap();
+            metadata.topics().iter().map(|topic| topic.name().to_string()).collect()
+        })
+        .await
+    }
+
     /// Deletes a topic.
     pub async fn delete_topic(&self, name: &str) {
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();

@@ -110,7 +110,6 @@ impl Simulator {
 
     /// Lets one thing happen; `None` when all is over.
     pub fn step_live(&mut self) -> Option<LiveStep> {
-        self.sync_clock();
         if !self.happen() {
             return None;
         }
@@ -123,7 +122,8 @@ impl Simulator {
         moment + self.offset
     }
 
-    /// In a live run, makes the simulated present the clock's.
+    /// In a live run, makes the simulated present the clock's: before any moment is turned into a real one, because
+    /// simulated time jumps.
     pub(super) fn sync_clock(&mut self) {
         if let Some(live) = &self.live {
             self.offset = (live.clock)() - self.now;
@@ -144,9 +144,8 @@ impl Simulator {
         self.live.is_some()
     }
 
-    /// Earliest stamp (simulated) that an undelete may give to a row that was deleted at `deleted` (simulated). In a
-    /// live run the delete may have been a moment ago, and its commit was a little later than the simulator thought;
-    /// a stamp of whole seconds has to lie after it all the same.
+    /// The stamp (simulated) that an undelete gives now. In a live run the delete may have been a moment ago; a stamp of
+    /// whole seconds has to lie after it all the same, or the row would seem to be reloaded.
     pub(super) fn undelete_moment(&self) -> Micros {
         if self.is_live() { self.now + 2 * SECOND } else { self.now - 5 * SECOND }
     }

@@ -313,6 +313,7 @@ impl Simulator {
 
     /// What Salesforce adds to a row that it has created at this simulated moment.
     fn salesforce_fills(&mut self, table: usize, row: &mut Row, created: Micros) {
+        self.sync_clock();
         let spec = self.tables[table].spec;
         row.set(spec, Role::Created, Value::Timestamp(whole_second(self.real(created))));
         row.set(spec, Role::IsDeleted, Value::Bool(false));
@@ -321,6 +322,7 @@ impl Simulator {
 
     /// Salesforce's marks of a write at this simulated moment.
     fn stamp(&mut self, table: usize, row: &mut Row, moment: Micros) {
+        self.sync_clock();
         let spec = self.tables[table].spec;
         let moment = whole_second(self.real(moment)).max(row.stamp(spec).unwrap_or(0));
         row.set(spec, Role::Stamp, Value::Timestamp(moment));

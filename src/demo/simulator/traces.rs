@@ -203,7 +203,7 @@ impl Simulator {
             Step::Revived { mut row } => {
                 row.id = self.tables[table].take_id();
                 self.edit(table, &mut row, 1);
-                let moment = self.now - 5 * SECOND;
+                let moment = self.undelete_moment();
                 self.stamp(table, &mut row, moment);
                 self.emit_upsert(table, 'c', &row, None);
                 let uid = row.uid;
