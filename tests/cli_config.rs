@@ -149,7 +149,7 @@ fn bad_usage_exits_with_2_and_help_with_0() {
     for args in [
         &["nonsense"][..],
         &["run", "--nonsense"],
-        &["demo", "--workers", "3"],
+        &["demo", "--workers", "9"],
         &["config"],
         &["config", "show", "--set", "x"],
         &["config", "show", "--set", "postgres://u:hunter2@h?a=b"],
