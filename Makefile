@@ -1,4 +1,5 @@
-# afterimage: two commands on a fresh machine, `make demo` and `make test`. Both find and install what is missing.
+# afterimage: three commands on a fresh machine, `make demo`, `make demo-real` and `make test`. They find and install what is
+# missing.
 # All cargo calls share one profile and one target directory, so that RocksDB is compiled once.
 
 SHELL := /bin/bash
