@@ -1,4 +1,5 @@
-# afterimage: two commands on a fresh machine, `make demo` and `make test`. Both find and install what is missing.
+# afterimage: three commands on a fresh machine, `make demo`, `make demo-real` and `make test`. They find and install what is
+# missing.
 # All cargo calls share one profile and one target directory, so that RocksDB is compiled once.
 
 SHELL := /bin/bash
@@ -24,6 +25,15 @@ demo: ## Everything on one machine, nothing to configure; ARGS="--help" lists it
 	@.ci/packages build
 	@cargo build
 	@exec $(TARGET)/debug/afterimage demo $(ARGS)
+
+# Which Debezium: 2.7 or 3.7.
+DEBEZIUM ?= 2.7
+
+.PHONY: demo-real
+demo-real: ## The same on real Kafka with real Debezium, DEBEZIUM=2.7 (what Heroku runs) or 3.7; about a minute
+	@.ci/packages demo-real
+	@cargo build
+	@exec $(TARGET)/debug/afterimage demo --capture debezium --debezium "$(DEBEZIUM)" $(ARGS)
 
 .PHONY: build
 build: ## The program, as target/debug/afterimage

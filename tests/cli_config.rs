@@ -149,7 +149,7 @@ fn bad_usage_exits_with_2_and_help_with_0() {
     for args in [
         &["nonsense"][..],
         &["run", "--nonsense"],
-        &["demo", "--workers", "3"],
+        &["demo", "--workers", "9"],
         &["config"],
         &["config", "show", "--set", "x"],
         &["config", "show", "--set", "postgres://u:hunter2@h?a=b"],
@@ -182,4 +182,45 @@ fn a_file_in_the_working_directory_is_read_and_completions_are_printed() {
     let (code, out, _) = seen(&house.run(&["completions", "bash"], &[]));
     assert_eq!(code, Some(0));
     assert!(out.contains("afterimage") && out.contains("--metrics-listen"));
+}
+
+#[test]
+fn a_demo_that_cannot_be_is_refused_before_anything_is_started() {
+    let house = House::new();
+    for (args, said) in [
+        (&["--orgs", "emea,emea"][..], "names an org twice"),
+        (&["--orgs", "a,b,c,d,e,f,g,h,i"], "one to eight"),
+        (&["--orgs", "Emea"], "lower case"),
+        (&["--events", "7"], "7 is not in"),
+        (&["--workers", "0"], "0 is not in"),
+        (&["--broker", "nowhere"], "HOST:PORT"),
+        (&["--capture", "debezium", "--broker", "embedded"], "real Kafka"),
+        (&["--debezium", "1.9"], "2.7"),
+        (&["--brokers", "h:9092"], "--brokers"),
+        (&["--url", "postgres://u:hunter2@h/x"], "--url"),
+        (&["--set", "commit.linger=1ms"], "--set"),
+        (&["--log-format", "xml"], "text nor json"),
+    ] {
+        let args: Vec<&str> = ["demo"].into_iter().chain(args.iter().copied()).collect();
+        // Without PATH: a demo that began would fail over Postgres, with 1.
+        let (code, out, err) = seen(&house.run(&args, &[]));
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}: {err}");
+        assert!(err.contains(said) && !err.contains(PASSWORD), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn a_demo_on_kafka_without_java_says_what_to_install() {
+    let house = House::new();
+    for (path, missing) in [("", "Java is missing"), ("java", "Maven")] {
+        let bin = house.dir.path().join("bin");
+        std::fs::create_dir_all(&bin).expect("a directory");
+        if !path.is_empty() {
+            std::os::unix::fs::symlink("/bin/true", bin.join(path)).expect("links");
+        }
+        let (code, out, err) =
+            seen(&house.run(&["demo", "--broker", "kafka"], &[("PATH", bin.to_str().expect("UTF-8"))]));
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
+        assert!(err.contains(missing) && err.contains("apt-get install default-jdk-headless maven"), "{err}");
+    }
 }

@@ -164,6 +164,18 @@ fn a_newly_installed_postgres_makes_no_cluster() {
 }
 
 #[test]
+fn the_demo_on_real_kafka_needs_java_and_maven_but_no_formatter() {
+    let machine = Machine::new(1000, &ALL_FOR_BUILD).without("cargo-fmt");
+    assert_eq!(machine.packages("build").0, Some(0));
+    let (code, said) = machine.packages("demo-real");
+    assert_eq!(code, Some(2));
+    assert!(said.contains("apt-get install default-jdk-headless maven\n"), "{said}");
+    machine.tool("mvn", "true");
+    machine.tool("java", "echo 'openjdk version \"17.0.15\" 2025-04-15' >&2");
+    assert_eq!(machine.packages("demo-real"), (Some(0), String::new()));
+}
+
+#[test]
 fn a_failing_apt_is_told() {
     let machine = Machine::new(0, &["libssl-dev"]);
     machine.tool("apt-get", "exit 100");

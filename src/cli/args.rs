@@ -69,6 +69,21 @@ pub struct GlobalArgs {
 }
 
 impl GlobalArgs {
+    /// The first flag that sets anything but the log: what a verb that makes its own configuration can't heed.
+    pub fn first_set(&self) -> Option<&'static str> {
+        let flags = [
+            ("--config", self.config.is_some()),
+            ("--url", self.url.is_some()),
+            ("--brokers", self.brokers.is_some()),
+            ("--group", self.group.is_some()),
+            ("--state-dir", self.state_dir.is_some()),
+            ("--metrics-listen", self.metrics_listen.is_some()),
+            ("--worker", self.worker.is_some()),
+            ("--set", !self.set.is_empty()),
+        ];
+        flags.into_iter().find_map(|(flag, is_set)| is_set.then_some(flag))
+    }
+
     /// Puts the flags into the sources of a configuration.
     pub fn apply(&self, sources: &mut Sources) -> Result<(), Failure> {
         if let Some(file) = &self.config {
@@ -145,8 +160,11 @@ Examples:
   afterimage demo
   afterimage demo --events 20000 --seed 7
   afterimage demo --keep                             stays up until Ctrl-C, to look around with psql
+  afterimage demo --broker kafka                     on a private Apache Kafka (Java, Maven)
+  afterimage demo --broker 127.0.0.1:9092            on a running one, as a guest
+  afterimage demo --capture debezium                 real Debezium, capturing a real Postgres
 
-It makes its own configuration: of the flags above, only --log-format and --log-level have an effect.")]
+It makes its own configuration: of the flags above, only --log-format and --log-level are taken.")]
     Demo(DemoOptions),
     /// Show the effective configuration.
     Config {

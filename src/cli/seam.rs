@@ -121,9 +121,14 @@ pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Fai
 
 /// Everything on one machine.
 pub(super) async fn demo(options: DemoOptions) -> Result<(), Failure> {
-    let failed = |error: anyhow::Error| match error.downcast_ref::<demo::Interrupted>() {
-        Some(interrupted) => Failure::new(Exit::Failed, "demo", interrupted),
-        None => Failure::of("demo", &error),
+    let failed = |error: anyhow::Error| {
+        if let Some(usage) = error.downcast_ref::<demo::Usage>() {
+            return Failure::new(Exit::Usage, "demo", usage).next("afterimage demo --help");
+        }
+        match error.downcast_ref::<demo::Interrupted>() {
+            Some(interrupted) => Failure::new(Exit::Failed, "demo", interrupted),
+            None => Failure::of("demo", &error),
+        }
     };
     let worker = WorkerCommand::current().map_err(failed)?;
     let report = demo::run(options, worker).await.map_err(failed)?;

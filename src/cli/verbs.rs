@@ -44,9 +44,14 @@ pub(super) fn status(config: Config, args: StatusArgs) -> Result<(), Failure> {
 
 /// `demo`. It makes its own configuration; of the global flags only those of the log matter.
 pub(super) fn demo(global: &GlobalArgs, args: DemoOptions) -> Result<(), Failure> {
+    if let Some(flag) = global.first_set() {
+        let reason = "it has no effect here: the demo makes its own configuration";
+        return Err(Failure::new(Exit::Usage, flag, reason).next("afterimage demo --help lists what it can be told"));
+    }
     let format = match global.log_format.as_deref() {
         Some("json") => LogFormat::Json,
-        _ => LogFormat::Text,
+        Some("text") | None => LogFormat::Text,
+        Some(_) => return Err(Failure::new(Exit::Usage, "--log-format", "it is neither text nor json")),
     };
     install_logs(&LogSettings { format, level: global.log_level.clone().unwrap_or_else(|| "warn".to_owned()) })?;
     runtime()?.block_on(seam::demo(args))

@@ -13,9 +13,9 @@ use super::event::Lsn;
 use super::position::{Counter, PositionId};
 
 /// Entries with one hash that are looked through.
-const WAYS: usize = 4;
+const WAYS: usize = 8;
 /// Sets of a new table.
-const FEWEST: usize = 256;
+const FEWEST: usize = 128;
 
 /// One record's last judged event; `lsn` 0 = free.
 #[derive(Debug, Clone, Copy, Default)]
@@ -118,14 +118,16 @@ impl Front {
     }
 
     fn put(&mut self, new: Entry) {
-        if self.entries.len() < self.most && self.used >= self.entries.len() / 4 * 3 {
+        let known = self.find(new.record);
+        let mut room = self.room(new.record);
+        // Sets fill unevenly: one that is full asks for a larger table before the table as a whole is.
+        if known.is_none() && room.is_none() && self.entries.len() < self.most && self.used >= self.entries.len() / 4 {
             self.grow();
+            room = self.room(new.record);
         }
         let set = self.set(new.record);
-        let known = self.find(new.record);
-        let free = || set.clone().find(|at| self.entries.get(*at).is_some_and(|entry| entry.lsn == 0));
         // Without room one goes: which one does not matter, so long as it is not always the same.
-        let at = known.or_else(free).unwrap_or(set.start + (new.content[0] as usize) % WAYS);
+        let at = known.or(room).unwrap_or(set.start + (new.content[0] as usize) % WAYS);
         if let Some(entry) = self.entries.get_mut(at) {
             self.used += usize::from(entry.lsn == 0);
             *entry = new;
@@ -141,9 +143,13 @@ impl Front {
         }
     }
 
+    /// A free entry of the record's set.
+    fn room(&self, record: i64) -> Option<usize> {
+        self.set(record).find(|at| self.entries.get(*at).is_some_and(|entry| entry.lsn == 0))
+    }
+
     fn put_back(&mut self, entry: Entry) {
-        let free = self.set(entry.record).find(|at| self.entries.get(*at).is_some_and(|entry| entry.lsn == 0));
-        if let Some(slot) = free.and_then(|at| self.entries.get_mut(at)) {
+        if let Some(slot) = self.room(entry.record).and_then(|at| self.entries.get_mut(at)) {
             *slot = entry;
             self.used += 1;
         }

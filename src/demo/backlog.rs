@@ -1,7 +1,8 @@
 //! How much of what was produced has not been committed yet, per partition.
 //!
 //! The embedded broker keeps 5 MiB of a partition and silently drops the oldest beyond that, so a producer that runs
-//! ahead of the workers would lose messages. It is held back by what Postgres says is committed.
+//! ahead of the workers would lose messages. It is held back by what Postgres says is committed. A real broker keeps all,
+//! and is fed in the same way: the demo shows workers that keep up, not a backlog.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -61,6 +62,11 @@ impl Backlog {
         }
     }
 
+    /// Messages of a partition that are not committed yet.
+    pub fn waiting(&self, partition: &TopicPartition) -> i64 {
+        self.partitions.get(partition).map_or(0, |waiting| waiting.end - waiting.committed)
+    }
+
     /// Messages produced in all.
     pub fn total_produced(&self) -> i64 {
         self.partitions.values().map(|waiting| waiting.end).sum()
@@ -98,6 +104,7 @@ mod tests {
         backlog.committed(&partition(0), 1);
         assert!(backlog.admits(&partition(0), size));
         assert_eq!((backlog.total_produced(), backlog.total_committed()), (3, 1));
+        assert_eq!((backlog.waiting(&partition(0)), backlog.waiting(&partition(1))), (2, 0));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::{Mutex, OnceLock, mpsc};
 
@@ -103,6 +104,26 @@ pub fn signal(child: &Child, signal: libc::c_int) -> io::Result<()> {
     if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// A child that is killed when nobody waits for it any more.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A child that has been waited for is not signalled: the standard library knows.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The last lines of a child's log, for an error message.
+pub fn tail(log: &Path, lines: usize) -> String {
+    let text = std::fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
 /// Whether this process runs as root, and so has to find another user for programs that refuse root.
 #[allow(unsafe_code)] // geteuid(2) takes nothing and cannot fail.
 pub fn is_root() -> bool {
@@ -175,7 +196,12 @@ mod tests {
             let _ = Command::new("kill").args(["-KILL", &pid]).status();
         }
         assert!(outcome.is_ok(), "the child outlived its parent");
-        assert!(is_gone(&pid));
+        // Its streams are closed a moment before the rest of it is gone.
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while !is_gone(&pid) {
+            assert!(std::time::Instant::now() < deadline, "the child is still there");
+            std::thread::yield_now();
+        }
     }
 
     /// Not a test by itself: the victim of [`a_bound_child_is_gone_after_its_parent_was_killed`], a no-op without it.

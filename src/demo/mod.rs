@@ -1,37 +1,52 @@
 //! `afterimage demo`: everything on one machine, nothing to configure.
 //!
 //! A private Postgres, an embedded broker and a seeded simulator of two orgs stand in for the outside world; the
-//! product itself is what anybody runs: `afterimage migrate`, and `afterimage run` in one or two processes. The demo
-//! feeds the simulated changes through, waits until the sink's positions have reached the end of every partition, and
-//! tells what came out, checked against the simulator's own account.
+//! product itself is what anybody runs: `afterimage migrate`, and `afterimage run` in one or more processes. The demo
+//! feeds the simulated changes through, kills a worker on the way, waits until the sink's positions have reached the end
+//! of every partition, and tells what came out, checked against the simulator's own account. The stand-ins can be
+//! replaced one by one: the broker by a real Kafka, the simulated messages by real Debezium on a real source.
 //!
 //! All of it listens on 127.0.0.1 only, and is gone afterwards: after an ordinary end, after Ctrl-C, and after
 //! `kill -9` ([`child`], [`scratch`]).
 
 pub mod backlog;
 pub mod broker;
+pub mod capture;
 pub mod child;
+pub mod connect;
+pub mod crash;
+mod feed;
+pub mod java;
+pub mod kafka;
 pub mod options;
+pub mod patience;
 pub mod postgres;
 mod progress;
+pub mod rate;
 pub mod report;
 pub mod scratch;
 pub mod settings;
 pub mod simulator;
 mod sink;
+pub mod source;
 pub mod workers;
 
 use std::fs;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use backlog::{Backlog, TopicPartition};
-use broker::EmbeddedBroker;
-pub use options::{DemoOptions, WorkerCommand};
+use broker::Broker;
+use broker::guest::Guest;
+use capture::Capture;
+use feed::Feed;
+use java::Java;
+use kafka::{PrivateKafka, Size};
+pub use options::{BrokerChoice, CaptureChoice, DemoOptions, Usage, WorkerCommand};
+use patience::off_the_runtime;
 use postgres::{PostgresOptions, PrivatePostgres};
 use progress::Progress;
 pub use report::DemoReport;
@@ -44,10 +59,6 @@ use workers::Workers;
 const PREFIX: &str = "afterimage-demo";
 /// The database that receives the history.
 const DATABASE: &str = "history";
-/// If nothing is committed for this long although something waits, the demo gives up and shows the workers' logs.
-const STUCK: Duration = Duration::from_secs(90);
-/// How often the sink is asked for its positions while the demo waits for them.
-const ASK: Duration = Duration::from_millis(25);
 
 /// The demo was ended by a signal before it was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -58,12 +69,15 @@ pub struct Interrupted;
 /// that a check failed ([`DemoReport::ok`]): that is for the caller's exit code.
 ///
 /// # Errors
-/// [`Interrupted`] after SIGINT or SIGTERM; otherwise when a part does not start, ends, or gets stuck.
+/// [`Usage`] before anything is started; [`Interrupted`] after SIGINT or SIGTERM; otherwise when a part does not start,
+/// ends, or gets stuck.
 pub async fn run(options: DemoOptions, worker: WorkerCommand) -> Result<DemoReport> {
     options.check()?;
     let mut signals = Signals::listen()?;
     // Leftovers of demos that were killed together with what watched them.
     postgres::sweep_stale();
+    kafka::sweep_stale();
+    connect::sweep_stale();
     scratch::sweep_stale(PREFIX);
 
     let told = tokio::select! {
@@ -72,7 +86,7 @@ pub async fn run(options: DemoOptions, worker: WorkerCommand) -> Result<DemoRepo
     };
     let (stage, report) = told;
     if options.keep {
-        stage.invite();
+        stage.invite(&options);
         signals.received().await;
     }
     stage.close();
@@ -82,26 +96,63 @@ pub async fn run(options: DemoOptions, worker: WorkerCommand) -> Result<DemoRepo
 /// Everything that runs. Fields are dropped in order: the workers first, the directory with their logs last.
 struct Stage {
     workers: Workers,
-    _broker: EmbeddedBroker,
+    capture: Option<Capture>,
+    broker: Broker,
     postgres: PrivatePostgres,
     _dir: ScratchDir,
 }
 
 async fn tell(options: &DemoOptions, worker: &WorkerCommand) -> Result<(Stage, DemoReport)> {
     let begun = Instant::now();
-    let progress = Progress::new();
-    let mut simulator =
-        Simulator::new(options.seed, SimOptions { orgs: options.orgs.clone(), ..SimOptions::new(options.events) });
+    let mut progress = Progress::new();
+    let choice = options.broker();
+    let is_live = options.capture == CaptureChoice::Debezium;
+    // First whatever can be missing.
+    let java = Java::of_user();
+    if is_live || choice == BrokerChoice::Kafka {
+        java.check()?;
+    }
+    let guest = match &choice {
+        BrokerChoice::Given(address) => Some(Guest::arrive(address).await?),
+        BrokerChoice::Embedded | BrokerChoice::Kafka => None,
+    };
+    let prefix = guest.as_ref().map_or_else(String::new, |guest| guest.prefix().to_string());
+    let sim_options = SimOptions {
+        orgs: options.orgs.clone(),
+        release: options.debezium,
+        prefix: prefix.clone(),
+        ..SimOptions::new(options.events())
+    };
+    let partitions = sim_options.partitions;
+    let mut simulator = match options.capture {
+        CaptureChoice::Simulated => Simulator::new(options.seed, sim_options),
+        CaptureChoice::Debezium => Simulator::live(options.seed, sim_options, now),
+    };
     let topics = simulator.topics();
-    let partitions = SimOptions::new(options.events).partitions;
+    let names: Vec<&str> = topics.iter().map(|topic| &*topic.name).collect();
 
-    progress.phase("starting a private Postgres and an embedded broker");
     let dir = ScratchDir::create(PREFIX).context("cannot make a directory for the demo")?;
+    let broker = match (&choice, guest) {
+        (_, Some(guest)) => Broker::given(guest, &names, partitions).await?,
+        (BrokerChoice::Kafka, None) => {
+            progress.phase("starting a private Kafka (the first time, Maven fetches it)");
+            let java = java.clone();
+            let kafka = off_the_runtime(move |stop| PrivateKafka::start(&java, Size::Small, stop)).await?;
+            Broker::private(kafka, &names, partitions).await?
+        }
+        _ => Broker::embedded(names.iter().copied(), partitions)?,
+    };
+    progress.phase("starting a private Postgres");
     let postgres = PrivatePostgres::start(PostgresOptions::default())?;
     postgres.create_database(DATABASE).await?;
     let url = postgres.url(DATABASE);
-    let broker = EmbeddedBroker::start(topics.iter().map(|topic| &*topic.name), partitions)?;
     workers::migrate(worker, &url, dir.path()).await?;
+    let mut capture = None;
+    if is_live {
+        progress.phase("starting the source database and Debezium (the first time, Maven fetches it)");
+        let brokers = broker.bootstrap();
+        capture = Some(Capture::start(&java, options.debezium, &simulator, brokers, partitions).await?);
+    }
 
     progress.phase("starting workers");
     let mut workers = Workers::default();
@@ -112,6 +163,7 @@ async fn tell(options: &DemoOptions, worker: &WorkerCommand) -> Result<(Stage, D
         let settings = settings::WorkerSettings {
             name: &name,
             brokers: broker.bootstrap(),
+            prefix: &prefix,
             url: &url,
             state: &state,
             metrics,
@@ -124,18 +176,35 @@ async fn tell(options: &DemoOptions, worker: &WorkerCommand) -> Result<(Stage, D
 
     let sink = Sink::connect(&url).await?;
     let all = topics.iter().flat_map(|topic| (0..partitions).map(|partition| (topic.name.clone(), partition)));
-    let mut feed = Feed { backlog: Backlog::new(all), sink: &sink, workers: &mut workers, moved: Instant::now() };
-    progress.begin(options.events);
+    progress.begin(options.events());
     let processing = Instant::now();
-    feed.all(&mut simulator, &broker, &progress).await?;
-    let ends = broker.flush().await?;
-    feed.until_committed(&progress).await?;
+    let mut feed = Feed::new(all, &sink, &mut workers, worker, &mut progress);
+    let ends = match &mut capture {
+        Some(capture) => {
+            feed.captured(&mut simulator, capture).await?;
+            capture.ends()
+        }
+        None => {
+            feed.simulated(&mut simulator, &broker).await?;
+            broker.flush().await?
+        }
+    };
+    feed.until_committed().await?;
+    let crash = feed.crash();
     let processed = processing.elapsed();
     progress.phase("asking the time machine");
 
     let listener = postgres.url(report::LISTENER_DATABASE);
     postgres.create_database(report::LISTENER_DATABASE).await?;
-    let facts = report::Facts { options, simulator: &simulator, ends: &ends, processed, total: begun.elapsed() };
+    let facts = report::Facts {
+        options,
+        simulator: &simulator,
+        ends: &ends,
+        crash,
+        connector_kills: capture.as_ref().map_or(0, Capture::kills),
+        processed,
+        total: begun.elapsed(),
+    };
     let report = report::gather(&facts, &sink, &url, &listener).await?;
     progress.end();
     let mut out = std::io::stdout().lock();
@@ -147,17 +216,35 @@ async fn tell(options: &DemoOptions, worker: &WorkerCommand) -> Result<(Stage, D
     }
     out.flush()?;
     drop(out);
-    Ok((Stage { workers, _broker: broker, postgres, _dir: dir }, report))
+    Ok((Stage { workers, capture, broker, postgres, _dir: dir }, report))
+}
+
+/// Microseconds since 1970-01-01 UTC, now.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 impl Stage {
     /// How to look around while everything is still running. To stderr: stdout may be JSON.
-    fn invite(&self) {
+    fn invite(&self, options: &DemoOptions) {
+        let url = self.postgres.url(DATABASE);
+        let org = options.orgs.first().map_or("", String::as_str);
         eprintln!("\nStill running, until Ctrl-C:");
-        eprintln!("  psql '{}'", self.postgres.url(DATABASE));
+        eprintln!("  psql '{url}'");
+        for (what, query) in report::questions(org) {
+            eprintln!("  psql '{url}' -c \"{query}\"    # {what}");
+        }
         for worker in self.workers.iter() {
             eprintln!("  curl http://{}/metrics    # worker {}", worker.metrics, worker.name);
         }
+        if let Some(capture) = &self.capture {
+            eprintln!(
+                "  psql '{}'    # the captured source; what you change there is history a moment later",
+                capture.source_url()
+            );
+        }
+        eprintln!("  Kafka: {}", self.broker.bootstrap());
     }
 
     fn close(mut self) {
@@ -167,73 +254,6 @@ impl Stage {
                 tracing::warn!(worker = name, "a worker {how}");
             }
         }
-    }
-}
-
-/// Carries messages from the simulator to the broker, no faster than the workers commit.
-struct Feed<'a> {
-    backlog: Backlog,
-    sink: &'a Sink,
-    workers: &'a mut Workers,
-    /// When a position last moved.
-    moved: Instant,
-}
-
-impl Feed<'_> {
-    async fn all(&mut self, simulator: &mut Simulator, broker: &EmbeddedBroker, progress: &Progress) -> Result<()> {
-        let mut number = 0_u64;
-        while let Some(message) = simulator.next() {
-            let to: TopicPartition = (message.topic, message.partition);
-            let size = message.key.as_ref().map_or(0, Vec::len) + message.value.as_ref().map_or(0, Vec::len);
-            while !self.backlog.admits(&to, size) {
-                self.ask(progress, simulator).await?;
-            }
-            broker.produce(&to, message.key.as_deref(), message.value.as_deref(), message.timestamp).await?;
-            self.backlog.produced(&to, size);
-            number += 1;
-            if number.is_multiple_of(500) {
-                // A signal gets its turn, and a worker that could not start is noticed early.
-                tokio::task::yield_now().await;
-                self.workers.check()?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn until_committed(&mut self, progress: &Progress) -> Result<()> {
-        while self.backlog.total_committed() < self.backlog.total_produced() {
-            self.update(progress).await?;
-            tokio::time::sleep(ASK).await;
-        }
-        Ok(())
-    }
-
-    async fn ask(&mut self, progress: &Progress, simulator: &Simulator) -> Result<()> {
-        let before = self.backlog.total_committed();
-        self.update(progress).await?;
-        progress.show(simulator.totals().events, &self.backlog);
-        if self.backlog.total_committed() == before {
-            tokio::time::sleep(ASK).await;
-        }
-        Ok(())
-    }
-
-    async fn update(&mut self, progress: &Progress) -> Result<()> {
-        let before = self.backlog.total_committed();
-        for (partition, next) in self.sink.committed().await? {
-            self.backlog.committed(&partition, next);
-        }
-        if self.backlog.total_committed() > before {
-            self.moved = Instant::now();
-        }
-        progress.waiting(&self.backlog);
-        self.workers.check()?;
-        if self.moved.elapsed() > STUCK {
-            let (committed, produced) = (self.backlog.total_committed(), self.backlog.total_produced());
-            let logs = self.workers.logs();
-            bail!("nothing was committed for {STUCK:?}, at {committed} of {produced} messages\n{logs}");
-        }
-        Ok(())
     }
 }
 

@@ -2,16 +2,24 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use super::simulator::Debezium;
+
+/// The demo was told something that cannot be; nothing was started.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
 
 /// Options of the demo; every one has a default.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DemoOptions {
-    /// Row events that the simulated connectors emit.
-    #[arg(long, value_name = "N", default_value_t = 60_000, value_parser = clap::value_parser!(u64).range(500..=20_000_000))]
-    pub events: u64,
+    /// Row events, about [default: 60000; 12000 with --capture debezium]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(500..=20_000_000))]
+    pub events: Option<u64>,
 
-    /// Seed of the simulation: the same seed gives the same messages.
+    /// Seed of the simulation: the same seed gives the same rows.
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     pub seed: u64,
 
@@ -19,9 +27,23 @@ pub struct DemoOptions {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "emea,apac", value_parser = org_name)]
     pub orgs: Vec<String>,
 
-    /// Worker processes that share the topics.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=2))]
+    /// Worker processes that share the topics. One of them is killed with kill -9 on the way.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub workers: u8,
+
+    /// embedded (in this process), kafka (a private Apache Kafka; needs Java and Maven), or HOST:PORT of a running one,
+    /// on which the demo's topics have a prefix of their own and are removed at the end
+    /// [default: embedded; kafka with --capture debezium]
+    #[arg(long, value_name = "WHICH", value_parser = broker_choice)]
+    pub broker: Option<BrokerChoice>,
+
+    /// Where the messages come from: simulated, or real Debezium reading tables that the simulator writes to.
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = CaptureChoice::Simulated)]
+    pub capture: CaptureChoice,
+
+    /// Release of Debezium: of the real one, or the one that is simulated.
+    #[arg(long, value_name = "RELEASE", value_enum, default_value_t = Debezium::V2_7)]
+    pub debezium: Debezium,
 
     /// Leave everything running at the end, until Ctrl-C: to look around with psql.
     #[arg(long)]
@@ -32,22 +54,80 @@ pub struct DemoOptions {
     pub json: bool,
 }
 
+/// Which broker the messages go through.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BrokerChoice {
+    /// Inside the demo's process.
+    Embedded,
+    /// An Apache Kafka that the demo starts.
+    Kafka,
+    /// `HOST:PORT`, or several with commas between them, of a running one.
+    Given(String),
+}
+
+/// Where the messages come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CaptureChoice {
+    /// The simulator writes Debezium's envelopes itself.
+    Simulated,
+    /// Real Debezium captures a real Postgres.
+    Debezium,
+}
+
+impl Default for DemoOptions {
+    fn default() -> Self {
+        DemoOptions {
+            events: None,
+            seed: 1,
+            orgs: vec!["emea".to_string(), "apac".to_string()],
+            workers: 2,
+            broker: None,
+            capture: CaptureChoice::Simulated,
+            debezium: Debezium::default(),
+            keep: false,
+            json: false,
+        }
+    }
+}
+
 impl DemoOptions {
     /// Checks what a single value's parser can't see.
     ///
     /// # Errors
-    /// When an org is named twice, or there are more than eight.
-    pub fn check(&self) -> Result<()> {
+    /// [`Usage`] when an org is named twice, there are more than eight, or Debezium is to write to the embedded broker.
+    pub fn check(&self) -> Result<(), Usage> {
         let mut names = self.orgs.clone();
         names.sort_unstable();
         names.dedup();
         if names.len() != self.orgs.len() {
-            bail!("--orgs names an org twice");
+            return Err(Usage("--orgs names an org twice".to_string()));
         }
         if names.is_empty() || names.len() > 8 {
-            bail!("--orgs takes one to eight names");
+            return Err(Usage("--orgs takes one to eight names".to_string()));
+        }
+        if self.capture == CaptureChoice::Debezium && self.broker == Some(BrokerChoice::Embedded) {
+            let reason = "real Debezium needs a real Kafka: --broker kafka, or HOST:PORT of a running one";
+            return Err(Usage(reason.to_string()));
         }
         Ok(())
+    }
+
+    /// How many row events there will be, about.
+    pub fn events(&self) -> u64 {
+        self.events.unwrap_or(match self.capture {
+            CaptureChoice::Simulated => 60_000,
+            CaptureChoice::Debezium => 12_000,
+        })
+    }
+
+    /// The broker that is used.
+    pub fn broker(&self) -> BrokerChoice {
+        self.broker.clone().unwrap_or(match self.capture {
+            CaptureChoice::Simulated => BrokerChoice::Embedded,
+            CaptureChoice::Debezium => BrokerChoice::Kafka,
+        })
     }
 }
 
@@ -59,6 +139,24 @@ fn org_name(text: &str) -> Result<String, String> {
         Ok(text.to_string())
     } else {
         Err("an org's name is lower case letters, digits and _, a letter first, at most 32".to_string())
+    }
+}
+
+fn broker_choice(text: &str) -> Result<BrokerChoice, String> {
+    match text {
+        "embedded" => return Ok(BrokerChoice::Embedded),
+        "kafka" => return Ok(BrokerChoice::Kafka),
+        _ => {}
+    }
+    let is_address = |address: &str| {
+        let Some((host, port)) = address.rsplit_once(':') else { return false };
+        let is_host = |c: char| c.is_ascii_alphanumeric() || "-._[]:".contains(c);
+        !host.is_empty() && host.chars().all(is_host) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    };
+    if text.split(',').all(is_address) {
+        Ok(BrokerChoice::Given(text.to_string()))
+    } else {
+        Err("it is embedded, kafka, or HOST:PORT of a running Kafka without TLS".to_string())
     }
 }
 
@@ -101,17 +199,34 @@ mod tests {
     #[test]
     fn everything_has_a_default() {
         let options = parse(&[]).unwrap();
-        assert_eq!((options.events, options.seed, options.workers), (60_000, 1, 2));
+        assert_eq!((options.events(), options.seed, options.workers), (60_000, 1, 2));
         assert_eq!(options.orgs, ["emea", "apac"]);
+        assert_eq!((options.broker(), options.capture), (BrokerChoice::Embedded, CaptureChoice::Simulated));
         assert!(!options.keep && !options.json);
+        assert_eq!(format!("{options:?}"), format!("{:?}", DemoOptions::default()));
+        let real = parse(&["--capture", "debezium", "--debezium", "3.7"]).unwrap();
+        assert_eq!((real.events(), real.broker(), real.debezium), (12_000, BrokerChoice::Kafka, Debezium::V3_7));
+    }
+
+    #[test]
+    fn a_broker_is_a_word_or_an_address() {
+        let broker = |text: &str| parse(&["--broker", text]).map(|options| options.broker());
+        assert_eq!(broker("kafka"), Ok(BrokerChoice::Kafka));
+        for address in ["localhost:9092", "10.0.0.1:9092,10.0.0.2:9092", "[::1]:9092"] {
+            assert_eq!(broker(address), Ok(BrokerChoice::Given(address.to_string())));
+        }
+        for bad in ["localhost", "kafka+ssl://h:1", "h:0", "h:99999", ":9092", "h:1,", "user@h:1", ""] {
+            assert!(broker(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
     fn values_that_cannot_work_are_refused() {
         assert_eq!(parse(&["--orgs", "a,b,c"]).unwrap().orgs, ["a", "b", "c"]);
-        for bad in [["--orgs", "emea,emea"], ["--orgs", "Emea"], ["--orgs", ""], ["--workers", "3"], ["--events", "5"]]
+        for bad in [["--orgs", "emea,emea"], ["--orgs", "Emea"], ["--orgs", ""], ["--workers", "9"], ["--events", "5"]]
         {
             assert!(parse(&bad).is_err(), "{bad:?}");
         }
+        assert!(parse(&["--capture", "debezium", "--broker", "embedded"]).unwrap_err().contains("real Kafka"));
     }
 }

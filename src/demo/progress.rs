@@ -1,50 +1,97 @@
-//! What the demo shows while it works: one line on a terminal, nothing elsewhere.
+//! What the demo shows while it works: a line that moves on a terminal, and now and then a quiet line elsewhere. All of
+//! it goes to stderr; stdout is for the result.
 
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::backlog::Backlog;
+use super::rate::Rate;
+use super::report::thousands;
+
+/// Between two lines where nothing moves.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Where the work stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Row events made so far.
+    pub made: u64,
+    /// Messages made so far, tombstones and repetitions included.
+    pub messages: i64,
+    /// Of these, committed to the history's database.
+    pub committed: i64,
+    /// Of these, versions.
+    pub deltas: i64,
+    /// Of these, without any effect.
+    pub noops: i64,
+}
+
+impl Figures {
+    /// Messages that are not in the history yet.
+    pub fn lag(&self) -> i64 {
+        self.messages - self.committed
+    }
+}
 
 /// The line.
 pub struct Progress {
     bar: ProgressBar,
+    moves: bool,
+    rate: Rate,
+    events: u64,
+    told: Instant,
 }
 
 impl Progress {
-    /// A line on stderr if that is a terminal.
+    /// Begins with nothing to show.
     pub fn new() -> Self {
-        let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-        bar.enable_steady_tick(Duration::from_millis(100));
-        Progress { bar }
+        let moves = std::io::stderr().is_terminal();
+        let bar = ProgressBar::with_draw_target(
+            None,
+            if moves { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() },
+        )
+        .with_style(ProgressStyle::default_spinner());
+        if moves {
+            bar.enable_steady_tick(Duration::from_millis(100));
+        }
+        Progress { bar, moves, rate: Rate::default(), events: 0, told: Instant::now() }
     }
 
     /// What is being done now.
-    pub fn phase(&self, what: &'static str) {
-        self.bar.set_message(what);
+    pub fn phase(&self, what: &str) {
+        self.bar.set_message(what.to_string());
+        if !self.moves {
+            eprintln!("afterimage: {what}");
+        }
     }
 
-    /// So many events are to come.
-    pub fn begin(&self, events: u64) {
+    /// Something that happened, which stays to be read.
+    pub fn say(&self, what: &str) {
+        self.bar.suspend(|| eprintln!("afterimage: {what}"));
+    }
+
+    /// So many row events are to come.
+    pub fn begin(&mut self, events: u64) {
+        self.events = events;
+        self.told = Instant::now();
         self.bar.set_length(events);
-        let template = "{spinner} {bar:32} {pos}/{len} events, {msg}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {bar:28} {msg}") {
             self.bar.set_style(style);
         }
         self.bar.set_message("");
     }
 
-    /// So many events are produced.
-    pub fn show(&self, events: u64, backlog: &Backlog) {
-        self.bar.set_position(events);
-        self.waiting(backlog);
-    }
-
-    /// How much has not been committed yet.
-    pub fn waiting(&self, backlog: &Backlog) {
-        let waiting = backlog.total_produced() - backlog.total_committed();
-        self.bar.set_message(format!("{waiting} messages waiting for a commit"));
+    /// Shows where the work stands at this moment.
+    pub fn show(&mut self, now: Instant, figures: &Figures) {
+        self.rate.saw(now, figures.committed);
+        self.bar.set_position(figures.made);
+        let line = line(self.events, figures, self.rate.per_second());
+        self.bar.set_message(line.clone());
+        if !self.moves && now.duration_since(self.told) >= QUIET {
+            self.told = now;
+            eprintln!("afterimage: {line}");
+        }
     }
 
     /// Takes the line away.
@@ -56,5 +103,32 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+/// The rate is that of the last seconds, in messages committed: what the workers do now.
+fn line(events: u64, figures: &Figures, rate: f64) -> String {
+    format!(
+        "{} of {} events, {} messages/s, {} deltas, {} no-ops, lag {}",
+        thousands(figures.made as i64),
+        thousands(events as i64),
+        thousands(rate as i64),
+        thousands(figures.deltas),
+        thousands(figures.noops),
+        thousands(figures.lag())
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_says_what_is_made_kept_dropped_and_waiting() {
+        let figures = Figures { made: 24_000, messages: 26_000, committed: 21_500, deltas: 5_210, noops: 15_900 };
+        assert_eq!(
+            line(60_000, &figures, 6_200.7),
+            "24,000 of 60,000 events, 6,200 messages/s, 5,210 deltas, 15,900 no-ops, lag 4,500"
+        );
     }
 }

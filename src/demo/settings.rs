@@ -16,6 +16,8 @@ pub struct WorkerSettings<'a> {
     pub name: &'a str,
     /// Kafka's address.
     pub brokers: &'a str,
+    /// What stands before the names of topics and groups; empty on a broker of the demo's own.
+    pub prefix: &'a str,
     /// The sink.
     pub url: &'a str,
     /// Directory of the image store, the worker's own.
@@ -40,6 +42,8 @@ struct File<'a> {
 #[derive(Serialize)]
 struct Kafka<'a> {
     brokers: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    prefix: &'a str,
 }
 
 #[derive(Serialize)]
@@ -106,7 +110,7 @@ impl WorkerSettings<'_> {
             }
         }
         let file = File {
-            kafka: Kafka { brokers: self.brokers },
+            kafka: Kafka { brokers: self.brokers, prefix: self.prefix },
             postgres: Postgres { url: self.url, sslmode: "disable" },
             state: State { dir: self.state },
             metrics: Metrics { listen: self.metrics.to_string() },
@@ -129,6 +133,7 @@ mod tests {
         let settings = WorkerSettings {
             name: "demo-1",
             brokers: "127.0.0.1:9092",
+            prefix: "",
             url: "postgres://postgres@127.0.0.1:5432/history",
             state: Path::new("/tmp/x/state-1"),
             metrics: "127.0.0.1:9464".parse().unwrap(),

@@ -20,6 +20,19 @@ pub struct Answer {
     pub rows: Vec<Vec<Option<String>>>,
 }
 
+/// A partition as the sink knows it.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    /// Which.
+    pub partition: TopicPartition,
+    /// The next offset to read.
+    pub next: i64,
+    /// How often it was claimed.
+    pub epoch: i64,
+    /// Worker of the latest claim.
+    pub worker: String,
+}
+
 impl Sink {
     /// Opens a session.
     ///
@@ -46,6 +59,34 @@ impl Sink {
         let query = "select topic, partition::int4, next_offset::int8 from afterimage.positions";
         let rows = self.client.query(query, &[]).await.context("cannot read afterimage.positions")?;
         Ok(rows.iter().map(|row| ((row.get::<_, String>(0).into(), row.get(1)), row.get(2))).collect())
+    }
+
+    /// Who holds each partition, and how far it has come.
+    ///
+    /// # Errors
+    /// When the query fails.
+    pub async fn holders(&self) -> Result<Vec<Holder>> {
+        let query = "select topic, partition::int4, next_offset::int8, epoch::int8, coalesce(worker, '')::text \
+                     from afterimage.positions";
+        let rows = self.client.query(query, &[]).await.context("cannot read afterimage.positions")?;
+        let holder = |row: &tokio_postgres::Row| Holder {
+            partition: (row.get::<_, String>(0).into(), row.get(1)),
+            next: row.get(2),
+            epoch: row.get(3),
+            worker: row.get(4),
+        };
+        Ok(rows.iter().map(holder).collect())
+    }
+
+    /// Messages so far that became versions, and messages that changed nothing.
+    ///
+    /// # Errors
+    /// When the query fails.
+    pub async fn effects(&self) -> Result<(i64, i64)> {
+        let query = "select coalesce(sum(events) filter (where outcome in ('delta', 'baseline')), 0)::int8, \
+                     coalesce(sum(events) filter (where outcome = 'noop'), 0)::int8 from afterimage.outcomes";
+        let row = self.client.query_one(query, &[]).await.context("cannot read afterimage.outcomes")?;
+        Ok((row.get(0), row.get(1)))
     }
 
     /// Runs one query as it stands.

@@ -118,7 +118,7 @@ fn nothing_is_left_of_a_killed_demo() {
 const VIEWS: &str = r#"
 create schema afterimage; create schema emea_history;
 set search_path = afterimage;
-create table positions(topic text, partition int, incarnation int default 0, first_offset bigint default 0, next_offset bigint, primary key(topic, partition));
+create table positions(topic text, partition int, incarnation int default 0, first_offset bigint default 0, next_offset bigint, epoch int default 1, worker text default 'demo-1', primary key(topic, partition));
 create view outcomes as select topic, partition, incarnation, 'noop' as outcome, 'identical' as reason, next_offset as events from positions;
 create table changes(org text, object text, sfid text, seq int, op text, at timestamptz, changes jsonb);
 create table records(org text, object text, sfid text, status text, seq int, image jsonb);
@@ -150,9 +150,8 @@ esac
     );
     fs::write(&product, script).unwrap();
     fs::set_permissions(&product, fs::Permissions::from_mode(0o755)).unwrap();
-    let orgs = vec!["emea".to_string(), "apac".to_string()];
     // With schema blocks, more bytes per partition than the broker keeps.
-    let options = DemoOptions { events: 12_000, seed: 1, orgs, workers: 1, keep: false, json: true };
+    let options = DemoOptions { events: Some(12_000), workers: 1, json: true, ..DemoOptions::default() };
     let report = run(options, WorkerCommand { program: product }).await.unwrap();
     assert!(report.conservation.broken.is_empty(), "{report}");
     assert_eq!(report.conservation.messages, report.emitted.messages as i64);
@@ -170,14 +169,25 @@ async fn play_the_worker() {
     let Some(config) = std::env::var_os(PLAY_WORKER) else { return };
     let config: toml::Table = fs::read_to_string(config).unwrap().parse().unwrap();
     let sink = Sink::connect(config["postgres"]["url"].as_str().unwrap()).await.unwrap();
+    // As a worker claims: from now on these are this one's.
+    sink.client().batch_execute("update afterimage.positions set epoch = epoch + 1").await.unwrap();
     let consumer: BaseConsumer = rdkafka::ClientConfig::new()
         .set("bootstrap.servers", config["kafka"]["brokers"].as_str().unwrap())
         .set("group.id", "played")
-        .set("auto.offset.reset", "earliest")
         .create()
         .unwrap();
-    consumer.subscribe(&["^calm_connector_.*"]).unwrap();
-    let mut next: BTreeMap<(String, i32), i64> = BTreeMap::new();
+    let committed = sink.committed().await.unwrap().into_iter();
+    let mut next: BTreeMap<(String, i32), i64> =
+        committed.map(|((topic, partition), next)| ((topic.to_string(), partition), next)).collect();
+    let mut assignment = rdkafka::TopicPartitionList::new();
+    for topic in consumer.fetch_metadata(None, Duration::from_secs(30)).unwrap().topics() {
+        for partition in topic.partitions() {
+            let begin = *next.entry((topic.name().to_string(), partition.id())).or_default();
+            let offset = rdkafka::Offset::Offset(begin);
+            assignment.add_partition_offset(topic.name(), partition.id(), offset).unwrap();
+        }
+    }
+    consumer.assign(&assignment).unwrap();
     let mut uncommitted = 0;
     loop {
         let message = consumer.poll(Duration::from_millis(20));
@@ -204,8 +214,7 @@ async fn play_the_worker() {
 #[tokio::test(flavor = "multi_thread")]
 async fn play_the_demo() {
     let Some(program) = std::env::var_os(PLAY_DEMO) else { return };
-    let orgs = vec!["emea".to_string(), "apac".to_string()];
-    let options = DemoOptions { events: 20_000, seed: 1, orgs, workers: 2, keep: false, json: false };
+    let options = DemoOptions { events: Some(20_000), ..DemoOptions::default() };
     let error = run(options, WorkerCommand { program: program.into() }).await.unwrap_err();
     println!("ended: {error:#}");
 }

@@ -1,7 +1,7 @@
 //! The demo's worker processes: `afterimage run` as anybody starts it, each with its own configuration and log.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::File;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,9 @@ use super::options::WorkerCommand;
 /// How long a worker may take to finish its batch and leave, before it is killed.
 const PATIENCE: Duration = Duration::from_secs(12);
 
+/// How much of a log is shown when something went wrong.
+const LINES: usize = 25;
+
 /// One worker process.
 #[derive(Debug)]
 pub struct Worker {
@@ -23,8 +26,26 @@ pub struct Worker {
     pub name: String,
     /// Where its `/metrics` answers.
     pub metrics: SocketAddr,
-    log: PathBuf,
+    config: PathBuf,
     child: Child,
+}
+
+impl Worker {
+    fn log(&self) -> PathBuf {
+        self.config.with_extension("log")
+    }
+
+    fn launch(worker: &WorkerCommand, config: &Path) -> Result<Child> {
+        let log = config.with_extension("log");
+        // A second life of a worker goes on in the same log.
+        let output = File::options().create(true).append(true).open(&log);
+        let output = output.with_context(|| format!("cannot make {}", log.display()))?;
+        let mut command =
+            command(worker, [OsStr::new("run"), OsStr::new("--config"), config.as_os_str()], config.parent());
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        child::spawn_bound(command, LastSignal::Kill)
+            .with_context(|| format!("cannot start a worker from {}", worker.program.display()))
+    }
 }
 
 /// All worker processes; dropping them stops them.
@@ -39,14 +60,20 @@ impl Workers {
     /// # Errors
     /// When the process cannot be started.
     pub fn start(&mut self, worker: &WorkerCommand, name: &str, metrics: SocketAddr, config: &Path) -> Result<()> {
-        let log = config.with_extension("log");
-        let output = File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
-        let mut command =
-            command(worker, [OsStr::new("run"), OsStr::new("--config"), config.as_os_str()], config.parent());
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let child = child::spawn_bound(command, LastSignal::Kill)
-            .with_context(|| format!("cannot start a worker from {}", worker.program.display()))?;
-        self.workers.push(Worker { name: name.to_string(), metrics, log, child });
+        let child = Worker::launch(worker, config)?;
+        self.workers.push(Worker { name: name.to_string(), metrics, config: config.to_path_buf(), child });
+        Ok(())
+    }
+
+    /// kill -9 of one of them, and its start anew: the same name, configuration and state directory.
+    ///
+    /// # Errors
+    /// When there is none of this name, or it can't be started again.
+    pub fn crash(&mut self, worker: &WorkerCommand, name: &str) -> Result<()> {
+        let victim = self.workers.iter_mut().find(|worker| worker.name == name).context("no worker of this name")?;
+        victim.child.kill()?;
+        victim.child.wait()?;
+        victim.child = Worker::launch(worker, &victim.config)?;
         Ok(())
     }
 
@@ -62,7 +89,7 @@ impl Workers {
     pub fn check(&mut self) -> Result<()> {
         for worker in &mut self.workers {
             if let Some(status) = worker.child.try_wait()? {
-                bail!("worker {} ended with {status}:\n{}", worker.name, tail(&worker.log));
+                bail!("worker {} ended with {status}:\n{}", worker.name, child::tail(&worker.log(), LINES));
             }
         }
         Ok(())
@@ -70,7 +97,10 @@ impl Workers {
 
     /// The ends of all logs, for an error message.
     pub fn logs(&self) -> String {
-        self.workers.iter().map(|worker| format!("--- {}\n{}", worker.name, tail(&worker.log))).collect()
+        self.workers
+            .iter()
+            .map(|worker| format!("--- {}\n{}", worker.name, child::tail(&worker.log(), LINES)))
+            .collect()
     }
 
     /// Asks all workers to finish, waits for them, and says how each ended. One that does not end in time is killed.
@@ -107,7 +137,7 @@ pub async fn migrate(worker: &WorkerCommand, url: &str, dir: &Path) -> Result<()
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     let child = child::spawn_bound(command, LastSignal::Kill)
         .with_context(|| format!("cannot start {}", worker.program.display()))?;
-    let mut running = Running(child);
+    let mut running = child::Running(child);
     let status = loop {
         if let Some(status) = running.0.try_wait()? {
             break status;
@@ -115,20 +145,9 @@ pub async fn migrate(worker: &WorkerCommand, url: &str, dir: &Path) -> Result<()
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     if !status.success() {
-        bail!("afterimage migrate ended with {status}:\n{}", tail(&log));
+        bail!("afterimage migrate ended with {status}:\n{}", child::tail(&log, LINES));
     }
     Ok(())
-}
-
-/// A child that is killed when nobody waits for it any more.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // A child that has been waited for is not signalled: the standard library knows.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn command<'a>(worker: &WorkerCommand, arguments: impl IntoIterator<Item = &'a OsStr>, dir: Option<&Path>) -> Command {
@@ -162,17 +181,11 @@ fn wait_until(child: &mut Child, deadline: Instant) -> Option<ExitStatus> {
     None
 }
 
-fn tail(log: &Path) -> String {
-    let text = fs::read(log).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(25)..].join("\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::demo::scratch::ScratchDir;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     /// A program that stands in for the binary.
@@ -224,6 +237,27 @@ mod tests {
             std::thread::yield_now();
         };
         assert!(error.contains("demo-1") && error.contains("no such topic"), "{error}");
+    }
+
+    #[test]
+    fn a_worker_that_is_crashed_lives_again() {
+        let dir = ScratchDir::create("afterimage-demo-test").unwrap();
+        let script = r#"trap 'echo asked; exit 0' TERM; echo "life $$"; while :; do sleep 0.02; done"#;
+        let mut workers = start(&dir, script);
+        let deadline = Instant::now() + PATIENCE;
+        for lives in 1..=2 {
+            while log(&dir).matches("life ").count() < lives {
+                assert!(Instant::now() < deadline, "it did not start");
+                std::thread::yield_now();
+            }
+            if lives == 1 {
+                workers.crash(&stand_in(&dir, script), "demo-1").unwrap();
+            }
+        }
+        workers.check().unwrap();
+        assert!(!log(&dir).contains("asked"), "kill -9 asks nobody: {}", log(&dir));
+        assert!(workers.crash(&stand_in(&dir, script), "demo-2").is_err());
+        assert!(workers.stop()[0].1.is_some_and(|status| status.success()));
     }
 
     #[tokio::test]

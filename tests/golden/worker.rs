@@ -86,8 +86,8 @@ pub struct Plan {
 
 /// A front that takes everything.
 pub const FRONT: usize = 1 << 20;
-/// A front for four records, which makes room all the time.
-pub const SMALL_FRONT: usize = 200;
+/// A front for eight records, which makes room all the time.
+pub const SMALL_FRONT: usize = 400;
 
 impl Plan {
     /// All in one batch.

@@ -2,14 +2,11 @@
 //! own topics and groups.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
-use std::process::Child;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use afterimage::demo::postgres::free_port;
-use afterimage::demo::scratch::{self, ScratchDir};
+use afterimage::demo::kafka::{PrivateKafka, Size};
+use afterimage::demo::patience::Stop;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -19,23 +16,16 @@ use rdkafka::message::{Header, Headers, Message as _, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::java::java;
+use super::names;
 use super::wait::{LONG, wait_blocking};
-use super::{java, names};
-
-const PREFIX: &str = "afterimage-kafka";
-
-/// 16 bytes in base64url, as Kafka wants them. Every broker here is alone, so they may share it.
-const CLUSTER_ID: &str = "YWZ0ZXJpbWFnZS10ZXN0cw";
 
 /// How long one request may take. The broker is local; this only bounds a hang.
 const REQUEST: Duration = Duration::from_secs(30);
 
 /// A broker. It ends with its value, or with the process.
 pub struct Broker {
-    jvm: Option<Child>,
-    dir: ScratchDir,
-    port: u16,
-    kind: Kind,
+    kafka: PrivateKafka,
     producer: OnceLock<FutureProducer>,
 }
 
@@ -99,7 +89,7 @@ impl Broker {
     /// # Panics
     /// When it does not come up, with its log.
     pub fn start() -> Broker {
-        Broker::start_as(Kind::Test)
+        Broker::of_size(Size::Small)
     }
 
     /// A broker with the memory, threads and compiler of a server: one that does not hold up what is measured.
@@ -107,31 +97,17 @@ impl Broker {
     /// # Panics
     /// As [`Self::start`].
     pub fn start_for_bench() -> Broker {
-        Broker::start_as(Kind::Bench)
+        Broker::of_size(Size::Server)
     }
 
-    fn start_as(kind: Kind) -> Broker {
-        scratch::sweep_stale(PREFIX);
-        let dir = ScratchDir::create(PREFIX).unwrap();
-        let mut broker = Broker { jvm: None, dir, port: 0, kind, producer: OnceLock::new() };
-        // Another process may take a port between its choice and the broker's bind; each try has its own directory,
-        // because the quorum's address is written into the log.
-        for attempt in 0.. {
-            broker.port = free_port().unwrap();
-            broker.format(free_port().unwrap());
-            broker.jvm = Some(broker.launch());
-            match broker.await_ready() {
-                Ok(()) => break,
-                Err(log) if attempt < 4 && log.contains("Address already in use") => broker.kill(),
-                Err(log) => panic!("the broker did not start:\n{log}"),
-            }
-        }
-        broker
+    fn of_size(size: Size) -> Broker {
+        let kafka = PrivateKafka::start(&java(), size, &Stop::default()).unwrap_or_else(|error| panic!("{error:#}"));
+        Broker { kafka, producer: OnceLock::new() }
     }
 
     /// `host:port` for clients.
     pub fn bootstrap(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.kafka.bootstrap()
     }
 
     /// The process.
@@ -139,15 +115,12 @@ impl Broker {
     /// # Panics
     /// When it was killed.
     pub fn pid(&self) -> u32 {
-        self.jvm.as_ref().expect("running").id()
+        self.kafka.pid().expect("running")
     }
 
     /// kill -9, and waits for the end. Clients see their connections break.
     pub fn kill(&mut self) {
-        if let Some(mut jvm) = self.jvm.take() {
-            jvm.kill().unwrap();
-            jvm.wait().unwrap();
-        }
+        self.kafka.kill().unwrap();
     }
 
     /// Starts the killed broker again, on the same ports and log.
@@ -155,9 +128,7 @@ impl Broker {
     /// # Panics
     /// When it is running, or does not come up.
     pub fn restart(&mut self) {
-        assert!(self.jvm.is_none(), "the broker is running");
-        self.jvm = Some(self.launch());
-        self.await_ready().unwrap_or_else(|log| panic!("the broker did not start again:\n{log}"));
+        self.kafka.restart(&Stop::default()).unwrap_or_else(|error| panic!("{error:#}"));
     }
 
     /// A client configuration that knows where the broker is. `group.id` and the like are the caller's.
@@ -199,6 +170,17 @@ impl Broker {
         for result in admin.create_partitions(&[wanted], &AdminOptions::new()).await.unwrap() {
             result.unwrap_or_else(|(name, code)| panic!("topic {name}: {code}"));
         }
+    }
+
+    /// The names of all topics.
+    pub async fn topics(&self) -> Vec<String> {
+        let client = self.client();
+        blocking(move || {
+            let consumer: BaseConsumer = client.create().unwrap();
+            let metadata = consumer.fetch_metadata(None, REQUEST).unwrap();
+            metadata.topics().iter().map(|topic| topic.name().to_string()).collect()
+        })
+        .await
     }
 
     /// Deletes a topic.
@@ -317,72 +299,6 @@ impl Broker {
                 .collect()
         })
         .await
-    }
-
-    fn format(&self, controller_port: u16) {
-        let dir = self.dir.path();
-        let _ = fs::remove_dir_all(dir.join("log"));
-        let properties = fs::read_to_string(java::file("server.properties"))
-            .unwrap()
-            .replace("@PORT@", &self.port.to_string())
-            .replace("@CONTROLLER_PORT@", &controller_port.to_string())
-            .replace("@DIR@", dir.to_str().unwrap());
-        let properties = match self.kind {
-            Kind::Test => properties,
-            // The last word on a name counts; these are Kafka's own defaults.
-            Kind::Bench => {
-                properties + "num.network.threads=3\nnum.io.threads=8\nlog.retention.check.interval.ms=300000\n"
-            }
-        };
-        fs::write(self.properties(), properties).unwrap();
-        let properties = self.properties();
-        let args = ["format", "-t", CLUSTER_ID, "-c", properties.to_str().unwrap()];
-        java::run(&java::runtime_class_path(), "kafka.tools.StorageTool", &args, &dir.join("format.log"));
-    }
-
-    fn launch(&self) -> Child {
-        let _ = fs::remove_file(self.log());
-        let (jvm, heap) = match self.kind {
-            Kind::Test => (java::Jvm::Quick, "256m"),
-            Kind::Bench => (java::Jvm::Server, "1g"),
-        };
-        let properties = self.properties();
-        java::spawn_as(jvm, heap, &java::runtime_class_path(), "kafka.Kafka", &[&properties], &self.log())
-    }
-
-    /// Ready: a metadata request answers, and a group's coordinator is found. The first request for a coordinator
-    /// makes the offsets topic, which takes longest; here it is paid once and not by the first test.
-    fn await_ready(&mut self) -> Result<(), String> {
-        let mut config = self.client();
-        config.set("group.id", "readiness").set("log_level", "0");
-        let consumer: BaseConsumer = config.create().unwrap();
-        let mut list = TopicPartitionList::new();
-        list.add_partition("readiness", 0);
-        let log = self.log();
-        let jvm = self.jvm.as_mut().expect("launched");
-        wait_blocking("a broker that answers", LONG, || {
-            if jvm.try_wait().map_err(|error| error.to_string())?.is_some() {
-                return Ok(Err(java::tail(&log)));
-            }
-            let second = Duration::from_secs(1);
-            consumer.fetch_metadata(None, second).map_err(|error| format!("{error}\n{}", java::tail(&log)))?;
-            consumer.committed_offsets(list.clone(), second).map_err(|error| error.to_string())?;
-            Ok::<_, String>(Ok(()))
-        })
-    }
-
-    fn properties(&self) -> PathBuf {
-        self.dir.path().join("server.properties")
-    }
-
-    fn log(&self) -> PathBuf {
-        self.dir.path().join("broker.log")
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 

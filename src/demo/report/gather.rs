@@ -9,7 +9,7 @@ use super::{
     AccountStory, AccountVersion, Bytes, Conservation, DemoReport, Facts, FullCopies, Outcome, SetAside, TruthCheck,
 };
 use crate::demo::simulator::tables::{Role, TABLES, TableSpec};
-use crate::demo::simulator::{FinalRecord, FullCopy, article};
+use crate::demo::simulator::{FinalRecord, FullCopy, SimTotals, article};
 use crate::demo::sink::Sink;
 
 /// How many differences are told in words.
@@ -25,10 +25,15 @@ pub async fn gather(facts: &Facts<'_>, sink: &Sink, url: &str, listener: &str) -
         seed: options.seed,
         workers: options.workers,
         orgs: options.orgs.clone(),
+        broker: options.broker(),
+        capture: options.capture,
+        debezium: options.debezium,
+        connector_kills: facts.connector_kills,
+        crash: facts.crash.clone(),
         processing_seconds: facts.processed.as_secs_f64(),
         total_seconds: facts.total.as_secs_f64(),
         account: account(facts, sink, url).await?,
-        emitted: facts.simulator.totals(),
+        emitted: emitted(facts),
         versions: versions(sink).await?,
         outcomes: outcomes(sink).await?,
         set_aside: set_aside(sink).await?,
@@ -36,6 +41,14 @@ pub async fn gather(facts: &Facts<'_>, sink: &Sink, url: &str, listener: &str) -
         conservation: conservation(facts, sink).await?,
         truth: truth(facts, sink).await?,
     })
+}
+
+/// What a real connector repeats is no part of the simulator's count.
+fn emitted(facts: &Facts<'_>) -> SimTotals {
+    let mut totals = facts.simulator.totals();
+    totals.messages = facts.ends.values().map(|end| u64::try_from(*end).unwrap_or(0)).sum();
+    totals.others = totals.messages.saturating_sub(totals.events);
+    totals
 }
 
 async fn account(facts: &Facts<'_>, sink: &Sink, url: &str) -> Result<AccountStory> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::demo::crash::Crash;
 use crate::demo::options::DemoOptions;
 use crate::demo::postgres::{PostgresOptions, PrivatePostgres};
 use crate::demo::report::{Facts, LISTENER_DATABASE, gather};
@@ -86,12 +87,20 @@ impl World {
         let again = format!("drop database if exists {LISTENER_DATABASE}");
         self.sink.client().batch_execute(&again).await.unwrap();
         self.server.create_database(LISTENER_DATABASE).await.unwrap();
-        let orgs = vec!["emea".to_string(), "apac".to_string()];
-        let options = DemoOptions { events: 1_500, seed: 3, orgs, workers, keep: false, json: false };
+        let options = DemoOptions { events: Some(1_500), seed: 3, workers, ..DemoOptions::default() };
         let facts = Facts {
             options: &options,
             simulator: &self.simulator,
             ends: &self.ends,
+            crash: Some(Crash {
+                worker: "demo-1".into(),
+                committed: 700,
+                partitions: 12,
+                waiting: 50,
+                resumed_after: Some(6.5),
+                claimed_after: Some(6.2),
+            }),
+            connector_kills: 0,
             processed: Duration::from_secs(1),
             total: Duration::from_secs(2),
         };

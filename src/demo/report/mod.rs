@@ -14,9 +14,12 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use gather::gather;
+pub use story::questions;
+pub use table::thousands;
 
-use super::options::DemoOptions;
-use super::simulator::{SimTotals, Simulator};
+use super::crash::Crash;
+use super::options::{BrokerChoice, CaptureChoice, DemoOptions};
+use super::simulator::{Debezium, SimTotals, Simulator};
 use super::sink::Answer;
 
 /// The database in which the article's way of keeping history is tried, to measure what it costs.
@@ -33,6 +36,10 @@ pub struct Facts<'a> {
     pub simulator: &'a Simulator,
     /// The broker's end of every partition that got a message.
     pub ends: &'a BTreeMap<(Arc<str>, i32), i64>,
+    /// The worker that was killed, and how its partitions went on.
+    pub crash: Option<Crash>,
+    /// How often the connectors were killed.
+    pub connector_kills: u32,
     /// From the first message to the last commit.
     pub processed: Duration,
     /// From the start of the demo to here.
@@ -48,6 +55,16 @@ pub struct DemoReport {
     pub workers: u8,
     /// The orgs' names.
     pub orgs: Vec<String>,
+    /// The broker between simulator (or connector) and workers.
+    pub broker: BrokerChoice,
+    /// Where the messages came from.
+    pub capture: CaptureChoice,
+    /// Debezium's release, real or simulated.
+    pub debezium: Debezium,
+    /// How often the connectors were killed, each time repeating what they had sent last.
+    pub connector_kills: u32,
+    /// The worker that was killed on the way.
+    pub crash: Option<Crash>,
     /// Seconds from the first message to the last commit.
     pub processing_seconds: f64,
     /// Seconds in all, until this report.
@@ -207,6 +224,7 @@ impl DemoReport {
         self.account.right
             && self.conservation.broken.is_empty()
             && self.truth.ok()
+            && self.crash.as_ref().is_some_and(|crash| crash.claimed_after.is_some())
             && self.set_aside.dead_letters == 0
             && self.set_aside.gaps == 0
     }

@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use super::table::{Table, size, thousands};
 use super::{ARTICLE_BYTES_PER_VERSION, AccountVersion, DemoReport};
+use crate::demo::options::{BrokerChoice, CaptureChoice};
 use crate::demo::simulator::article;
 
 impl Display for DemoReport {
@@ -11,7 +12,8 @@ impl Display for DemoReport {
         self.write_account(out)?;
         self.write_totals(out)?;
         self.write_bytes(out)?;
-        self.write_checks(out)
+        self.write_checks(out)?;
+        self.write_next(out)
     }
 }
 
@@ -74,15 +76,33 @@ impl DemoReport {
         let rate = emitted.messages as f64 / self.processing_seconds.max(0.001);
         writeln!(
             out,
-            "{} messages of {} orgs ({} row events) through {} worker{} in {:.1} s: {} a second",
+            "{} messages of {} org{} ({} row events) through {} and {} worker{} in {:.1} s: {} a second",
             thousands(emitted.messages as i64),
             self.orgs.len(),
+            if self.orgs.len() == 1 { "" } else { "s" },
             thousands(emitted.events as i64),
+            self.way(),
             self.workers,
             if self.workers == 1 { "" } else { "s" },
             self.processing_seconds,
             thousands(rate as i64)
         )?;
+        if let Some(crash) = &self.crash {
+            writeln!(
+                out,
+                "On the way: kill -9 of worker {}, which held {} partitions with {} uncommitted messages",
+                crash.worker,
+                crash.partitions,
+                thousands(crash.waiting)
+            )?;
+        }
+        if self.connector_kills > 0 {
+            writeln!(
+                out,
+                "and {} kills of the connectors, which then repeated what they had sent last",
+                self.connector_kills
+            )?;
+        }
         writeln!(out, "What became of each (afterimage.outcomes):\n")?;
         let all: i64 = self.outcomes.iter().map(|outcome| outcome.events).sum();
         let mut table = Table::new(["outcome", "reason", "messages", "share"]);
@@ -148,7 +168,6 @@ impl DemoReport {
 
     fn write_checks(&self, out: &mut Formatter<'_>) -> fmt::Result {
         writeln!(out, "Checks\n")?;
-        let verdict = |right: bool| if right { "ok  " } else { "FAIL" };
         let account = &self.account;
         writeln!(
             out,
@@ -169,6 +188,7 @@ impl DemoReport {
         for partition in &law.broken {
             writeln!(out, "       {partition}")?;
         }
+        self.write_crash(out)?;
         let truth = &self.truth;
         writeln!(
             out,
@@ -192,6 +212,78 @@ impl DemoReport {
         )?;
         writeln!(out, "\nSeed {}, {:.1} s in all.", self.seed, self.total_seconds)
     }
+
+    /// What the messages went through.
+    fn way(&self) -> String {
+        let release = self.debezium.version();
+        let capture = match self.capture {
+            CaptureChoice::Simulated => String::new(),
+            CaptureChoice::Debezium => format!("Debezium {release}, "),
+        };
+        let broker = match &self.broker {
+            BrokerChoice::Embedded => "an embedded broker",
+            BrokerChoice::Kafka => "a private Kafka",
+            BrokerChoice::Given(address) => return format!("{capture}Kafka at {address}"),
+        };
+        format!("{capture}{broker}")
+    }
+
+    fn write_crash(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        let Some(crash) = &self.crash else {
+            return writeln!(out, "  FAIL no worker had anything in hand that could be killed");
+        };
+        let seconds = |seconds: Option<f64>| seconds.map_or("never".to_string(), |seconds| format!("{seconds:.1} s"));
+        writeln!(
+            out,
+            "  {} kill -9 of worker {} at {} committed messages: its {} partitions claimed again after {}, first commit after {}",
+            verdict(crash.claimed_after.is_some()),
+            crash.worker,
+            thousands(crash.committed),
+            crash.partitions,
+            seconds(crash.claimed_after),
+            seconds(crash.resumed_after)
+        )
+    }
+
+    fn write_next(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(out, "\nTry next\n")?;
+        writeln!(out, "  make demo ARGS=\"--keep\"              everything stays up: psql, metrics, SQL to paste")?;
+        writeln!(
+            out,
+            "  make demo-real                       the same with real Debezium and a real Kafka (Java, Maven)"
+        )?;
+        writeln!(out, "  make demo ARGS=\"--workers 4 --events 200000 --seed {}\"", self.seed.wrapping_add(1))
+    }
+}
+
+fn verdict(right: bool) -> &'static str {
+    if right { "ok  " } else { "FAIL" }
+}
+
+/// Questions to paste into psql: (what is asked, SQL without double quotes).
+pub fn questions(org: &str) -> [(&'static str, String); 3] {
+    let sfid = article::SFID;
+    let record = format!("org = '{org}' and object = '{}' and sfid = '{sfid}'", article::OBJECT);
+    [
+        (
+            "who changed what, when",
+            format!(
+                "select seq, at, changed_by, field, old, new from afterimage.field_changes where {record} and seq > 0 order by seq"
+            ),
+        ),
+        (
+            "how the record looked in the middle of its history",
+            format!(
+                "select at, afterimage.as_of('{org}', '{}', '{sfid}', at) ->> 'phone' as phone \
+                 from afterimage.changes where {record} and seq = 3",
+                article::OBJECT
+            ),
+        ),
+        (
+            "what became of every message",
+            "select outcome, reason, sum(events) from afterimage.outcomes group by 1, 2 order by 3 desc".to_string(),
+        ),
+    ]
 }
 
 /// `phone: "a" → "b", score__c: 1 → 15`; of a whole image only the number of fields.

@@ -46,6 +46,18 @@ fn report() -> DemoReport {
         seed: 1,
         workers: 2,
         orgs: vec!["emea".into(), "apac".into()],
+        broker: BrokerChoice::Embedded,
+        capture: CaptureChoice::Simulated,
+        debezium: Debezium::V2_7,
+        connector_kills: 0,
+        crash: Some(Crash {
+            worker: "demo-2".into(),
+            committed: 24_000,
+            partitions: 12,
+            waiting: 812,
+            resumed_after: Some(6.54),
+            claimed_after: Some(6.31),
+        }),
         processing_seconds: 4.0,
         total_seconds: 6.5,
         account: account(&rows),
@@ -77,7 +89,17 @@ fn the_story_shows_21_events_and_six_versions() {
     assert!(line("14-21").ends_with("no-op"), "{text}");
     assert!(lines.contains(&article::QUERY), "the query stands there verbatim");
     assert!(text.contains("60,000 messages"), "{text}");
+    assert!(text.contains("kill -9 of worker demo-2, which held 12 partitions with 812 uncommitted"), "{text}");
+    assert!(text.contains("claimed again after 6.3 s, first commit after 6.5 s"), "{text}");
     assert!(!text.contains("FAIL"), "{text}");
+}
+
+#[test]
+fn the_story_names_what_the_messages_went_through() {
+    let mut report = report();
+    assert!(report.to_string().contains("through an embedded broker and 2 workers"));
+    (report.capture, report.broker) = (CaptureChoice::Debezium, BrokerChoice::Given("h:9092".into()));
+    assert!(report.to_string().contains("through Debezium 2.7.4.Final, Kafka at h:9092 and 2 workers"), "{report}");
 }
 
 #[test]
@@ -93,6 +115,9 @@ fn a_failed_check_is_shown_and_fails_the_report() {
     };
     assert!(broken(|report| report.conservation.broken.push("t/0: lost".into())).contains("t/0: lost"));
     broken(|report| report.account.right = false);
+    broken(|report| report.crash = None);
+    let never = |report: &mut DemoReport| report.crash.as_mut().unwrap().claimed_after = None;
+    assert!(broken(never).contains("claimed again after never"));
     broken(|report| report.truth.right_histories = 8);
     broken(|report| report.truth.late = 0);
     broken(|report| report.set_aside.dead_letters = 1);

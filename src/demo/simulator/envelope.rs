@@ -1,13 +1,17 @@
-//! Debezium's envelopes as the connector writes them (version 2.7), with and without the schema block.
+//! Debezium's envelopes as the connector writes them, with and without the schema block.
 
 use std::fmt::Write as _;
 
 use super::model::{Row, Table};
+use super::release::Debezium;
 use super::tables::Role;
 use super::values::{Micros, SECOND, Value, json_string};
 
 /// Debezium's stand-in for a text that lies out of line and was not touched.
 pub const PLACEHOLDER: &str = "__debezium_unavailable_value";
+
+/// The source database's name.
+pub const SOURCE_DATABASE: &str = "d8kdemo";
 
 /// Where a change stands in the source's log.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +45,24 @@ impl Draft {
         }
         value.into_bytes()
     }
+}
+
+/// The headers of every message of this connector. The last one names the connector's run: another at each start.
+pub fn headers(table: &Table, run: u64) -> Vec<(&'static str, String)> {
+    match table.release {
+        Debezium::V2_7 => Vec::new(),
+        Debezium::V3_7 => vec![
+            ("__debezium.context.connectorLogicalName", table.connector.clone()),
+            ("__debezium.context.taskId", "0".to_string()),
+            ("__debezium.context.connectorName", "postgresql".to_string()),
+            ("__debezium.context.runId", run_id(run)),
+        ],
+    }
+}
+
+/// The connector's name for its start number `start`.
+pub fn run_id(start: u64) -> String {
+    format!("01a1fd80-c315-7022-b4eb-{start:012x}")
 }
 
 /// The key of a row.
@@ -113,14 +135,16 @@ fn draft(table: &Table, op: char, before: &str, after: &str, at: SourcePoint) ->
     _ = write!(
         head,
         concat!(
-            r#"{{"before":{},"after":{},"source":{{"version":"2.7.4.Final","connector":"postgresql","name":"{}","#,
-            r#""ts_ms":{},"snapshot":"false","db":"d8kdemo","sequence":{},"ts_us":{},"ts_ns":{},"schema":"{}","#,
-            r#""table":"{}","txId":{},"lsn":{},"xmin":null}},"transaction":null,"op":"{}","#
+            r#"{{"before":{},"after":{},"source":{{"version":"{}","connector":"postgresql","name":"{}","#,
+            r#""ts_ms":{},"snapshot":"false","db":"{}","sequence":{},"ts_us":{},"ts_ns":{},"schema":"{}","#,
+            r#""table":"{}","txId":{},"lsn":{},"xmin":null{}}},"transaction":null,"op":"{}","#
         ),
         before,
         after,
+        table.release.version(),
         table.connector,
         at.commit / 1_000,
+        SOURCE_DATABASE,
         sequence,
         at.commit,
         at.commit * 1_000,
@@ -128,6 +152,7 @@ fn draft(table: &Table, op: char, before: &str, after: &str, at: SourcePoint) ->
         table.spec.object,
         at.tx,
         at.lsn,
+        if table.release == Debezium::V3_7 { r#","origin":null,"origin_lsn":null"# } else { "" },
         op
     );
     Draft { head, wrapped: table.with_schema }
@@ -156,29 +181,49 @@ pub fn schema_block(table: &Table) -> String {
             table.topic
         );
     }
-    out.push_str(SOURCE_SCHEMA);
+    out.push_str(SOURCE_BEGINS);
+    out.push_str(match table.release {
+        Debezium::V2_7 => "true,last,false,incremental",
+        Debezium::V3_7 => "true,first,first_in_data_collection,last_in_data_collection,last,false,incremental",
+    });
+    out.push_str(SOURCE_GOES_ON);
+    if table.release == Debezium::V3_7 {
+        out.push_str(ORIGIN);
+    }
+    out.push_str(r#"],"optional":false,"name":"io.debezium.connector.postgresql.Source","#);
+    if table.release == Debezium::V3_7 {
+        out.push_str(r#""version":1,"#);
+    }
+    out.push_str(REST);
     _ = write!(out, r#"],"optional":false,"name":"{}.Envelope","version":2}}"#, table.topic);
     out
 }
 
-/// The schemas of `source`, `transaction`, `op` and the processing times, the same in every topic.
-const SOURCE_SCHEMA: &str = concat!(
+// The schemas of `source`, `transaction`, `op` and the processing times are the same in every topic.
+
+/// Up to the values that `snapshot` can have.
+const SOURCE_BEGINS: &str = concat!(
     r#"{"type":"struct","fields":[{"type":"string","optional":false,"field":"version"},"#,
     r#"{"type":"string","optional":false,"field":"connector"},{"type":"string","optional":false,"field":"name"},"#,
     r#"{"type":"int64","optional":false,"field":"ts_ms"},{"type":"string","optional":true,"#,
-    r#""name":"io.debezium.data.Enum","version":1,"parameters":{"allowed":"true,last,false,incremental"},"#,
-    r#""default":"false","field":"snapshot"},{"type":"string","optional":false,"field":"db"},"#,
+    r#""name":"io.debezium.data.Enum","version":1,"parameters":{"allowed":""#,
+);
+const SOURCE_GOES_ON: &str = concat!(
+    r#""},"default":"false","field":"snapshot"},{"type":"string","optional":false,"field":"db"},"#,
     r#"{"type":"string","optional":true,"field":"sequence"},{"type":"int64","optional":true,"field":"ts_us"},"#,
     r#"{"type":"int64","optional":true,"field":"ts_ns"},{"type":"string","optional":false,"field":"schema"},"#,
     r#"{"type":"string","optional":false,"field":"table"},{"type":"int64","optional":true,"field":"txId"},"#,
-    r#"{"type":"int64","optional":true,"field":"lsn"},{"type":"int64","optional":true,"field":"xmin"}],"#,
-    r#""optional":false,"name":"io.debezium.connector.postgresql.Source","field":"source"},"#,
-    r#"{"type":"struct","fields":[{"type":"string","optional":false,"field":"id"},"#,
+    r#"{"type":"int64","optional":true,"field":"lsn"},{"type":"int64","optional":true,"field":"xmin"}"#,
+);
+const ORIGIN: &str =
+    r#",{"type":"string","optional":true,"field":"origin"},{"type":"int64","optional":true,"field":"origin_lsn"}"#;
+const REST: &str = concat!(
+    r#""field":"source"},{"type":"struct","fields":[{"type":"string","optional":false,"field":"id"},"#,
     r#"{"type":"int64","optional":false,"field":"total_order"},"#,
     r#"{"type":"int64","optional":false,"field":"data_collection_order"}],"optional":true,"#,
     r#""name":"event.block","version":1,"field":"transaction"},{"type":"string","optional":false,"field":"op"},"#,
     r#"{"type":"int64","optional":true,"field":"ts_ms"},{"type":"int64","optional":true,"field":"ts_us"},"#,
-    r#"{"type":"int64","optional":true,"field":"ts_ns"}"#
+    r#"{"type":"int64","optional":true,"field":"ts_ns"}"#,
 );
 
 /// How long after its commit the connector has an event ready.
@@ -190,7 +235,7 @@ mod tests {
     use super::*;
 
     fn table(with_schema: bool) -> Table {
-        Table::new("emea", "calm_connector_27001", &TABLES[1], with_schema)
+        Table::new("emea", "calm_connector_27001", &TABLES[1], with_schema, Debezium::V2_7)
     }
 
     fn row(table: &Table) -> Row {

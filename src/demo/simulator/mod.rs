@@ -3,14 +3,17 @@
 //! [`Simulator`] is an iterator of the messages that a Debezium connector would produce. Inside, each org has its own
 //! Connect tables ([`model`]), things happen to their rows ([`traces`], [`upheavals`]: what Salesforce users,
 //! applications and Connect itself do), every change is written as an envelope ([`envelope`]) and folded by an
-//! independent rule book ([`truth`]), so that what the processor stored can be checked against it.
+//! independent rule book ([`truth`]), so that what the processor stored can be checked against it. The same can be done
+//! to a real database ([`live`]).
 //!
 //! All orgs begin as copies of one another, as a sandbox does: the same Salesforce ids, other data.
 
 pub mod article;
 mod envelope;
+pub mod live;
 mod model;
 mod partitioner;
+mod release;
 mod sfid;
 pub mod tables;
 mod traces;
@@ -25,8 +28,11 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+pub use envelope::SOURCE_DATABASE;
 use envelope::{Draft, SourcePoint};
+use live::{Live, Operation};
 use model::{Row, Table};
+pub use release::Debezium;
 use tables::{Flavour, Role, TABLES, TableSpec};
 use traces::{Scheduled, Step};
 pub use truth::FinalRecord;
@@ -55,12 +61,23 @@ pub struct SimOptions {
     pub records: Option<u32>,
     /// Partitions of each topic.
     pub partitions: i32,
+    /// Whose envelopes are written.
+    pub release: Debezium,
+    /// Stands before the connectors' names, and so before all topics.
+    pub prefix: String,
 }
 
 impl SimOptions {
     /// Two orgs, four partitions per topic.
     pub fn new(events: u64) -> Self {
-        SimOptions { events, orgs: vec!["emea".into(), "apac".into()], records: None, partitions: 4 }
+        SimOptions {
+            events,
+            orgs: vec!["emea".into(), "apac".into()],
+            records: None,
+            partitions: 4,
+            release: Debezium::default(),
+            prefix: String::new(),
+        }
     }
 }
 
@@ -77,6 +94,8 @@ pub struct SimMessage {
     pub value: Option<Vec<u8>>,
     /// Milliseconds since 1970-01-01 UTC, simulated.
     pub timestamp: i64,
+    /// In the connector's order; release 2.7 sends none.
+    pub headers: Vec<(&'static str, String)>,
 }
 
 /// A topic of the simulated connectors.
@@ -134,16 +153,24 @@ pub struct Simulator {
     account_events: usize,
     out: VecDeque<SimMessage>,
     recent: VecDeque<(SimMessage, Option<Draft>)>,
+    connector_starts: u64,
     truth: Truth,
     totals: SimTotals,
     events_by_object: BTreeMap<&'static str, u64>,
     copies: BTreeMap<&'static str, Vec<FullCopy>>,
     traces: BTreeMap<&'static str, u64>,
+    /// From simulated moments to those in rows and commits.
+    offset: Micros,
+    live: Option<Live>,
 }
 
 impl Simulator {
     /// Sets the orgs up. The same seed and options give the same messages.
     pub fn new(seed: u64, options: SimOptions) -> Self {
+        Simulator::build(seed, options, 0, None)
+    }
+
+    fn build(seed: u64, options: SimOptions, offset: Micros, live: Option<Live>) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let records = options.records.unwrap_or_else(|| {
             // The article: 8,857,770 events of 501,646 records.
@@ -176,11 +203,14 @@ impl Simulator {
             account_events: 0,
             out: VecDeque::new(),
             recent: VecDeque::new(),
+            connector_starts: 1,
             truth: Truth::default(),
             totals: SimTotals::default(),
             events_by_object: BTreeMap::new(),
             copies: BTreeMap::new(),
             traces: BTreeMap::new(),
+            offset,
+            live,
             options,
         };
         simulator.populate(records);
@@ -244,9 +274,10 @@ impl Simulator {
     fn populate(&mut self, records: u32) {
         let orgs = self.options.orgs.clone();
         for (number, org) in orgs.iter().enumerate() {
-            let connector = format!("calm_connector_{}", 27_001 + number);
+            let SimOptions { release, prefix, .. } = &self.options;
+            let connector = format!("{prefix}calm_connector_{}", release.first_connector() + number);
             for spec in &TABLES {
-                self.tables.push(Table::new(org, &connector, spec, number % 2 == 0));
+                self.tables.push(Table::new(org, &connector, spec, number % 2 == 0, *release));
             }
         }
         for table in 0..self.tables.len() {
@@ -280,19 +311,20 @@ impl Simulator {
         Row { uid, id, sfid, cells, last_op: "SYNCED", err: None, busy: false }
     }
 
-    /// What Salesforce adds to a row that it has created at this moment.
+    /// What Salesforce adds to a row that it has created at this simulated moment.
     fn salesforce_fills(&mut self, table: usize, row: &mut Row, created: Micros) {
+        self.sync_clock();
         let spec = self.tables[table].spec;
-        let created = whole_second(created);
-        row.set(spec, Role::Created, Value::Timestamp(created));
+        row.set(spec, Role::Created, Value::Timestamp(whole_second(self.real(created))));
         row.set(spec, Role::IsDeleted, Value::Bool(false));
         self.stamp(table, row, created);
     }
 
-    /// Salesforce's marks of a write at this moment.
+    /// Salesforce's marks of a write at this simulated moment.
     fn stamp(&mut self, table: usize, row: &mut Row, moment: Micros) {
+        self.sync_clock();
         let spec = self.tables[table].spec;
-        let moment = whole_second(moment).max(row.stamp(spec).unwrap_or(0));
+        let moment = whole_second(self.real(moment)).max(row.stamp(spec).unwrap_or(0));
         row.set(spec, Role::Stamp, Value::Timestamp(moment));
         row.set(spec, Role::Modified, Value::Timestamp(moment));
         if let Some(index) = spec.columns.iter().position(|column| column.role == Role::ModifiedBy) {
@@ -347,7 +379,8 @@ impl Simulator {
         self.now += self.rng.random_range(200..2_000);
         self.lsn += self.rng.random_range(56..900) / 8 * 8;
         self.tx += 1;
-        let point = SourcePoint { commit: self.now, lsn: self.lsn, last_commit: self.last_commit, tx: self.tx };
+        let point =
+            SourcePoint { commit: self.commit_now(), lsn: self.lsn, last_commit: self.last_commit, tx: self.tx };
         self.last_commit = self.lsn + 48;
         self.lsn = self.last_commit;
         point
@@ -355,6 +388,7 @@ impl Simulator {
 
     fn emit_upsert(&mut self, table: usize, op: char, row: &Row, carried: Option<&[usize]>) {
         let at = self.next_point();
+        self.record_upsert(table, op, row, carried);
         self.emit_upsert_at(table, op, row, carried, at);
     }
 
@@ -397,6 +431,8 @@ impl Simulator {
     /// `d` and its tombstone.
     fn emit_delete(&mut self, table: usize, row: &Row) {
         let at = self.next_point();
+        let id = row.id;
+        self.record(|_| Operation::Delete { table, id });
         let effect = self.truth.delete(table, row.id, row.sfid.as_deref(), at.commit);
         self.count(effect);
         let draft = envelope::delete(&self.tables[table], row.id, at);
@@ -423,12 +459,13 @@ impl Simulator {
         let processed = commit + envelope::PROCESSING + self.rng.random_range(0..SECOND / 10);
         let value = draft.as_ref().map(|draft| draft.finish(processed));
         let topic = self.tables[table].topic.clone();
-        let message = SimMessage { topic, partition, key, value, timestamp: processed / 1_000 };
+        let headers = envelope::headers(&self.tables[table], self.connector_starts);
+        let message = SimMessage { topic, partition, key, value, timestamp: processed / 1_000, headers };
         if self.recent.len() == REDELIVERED {
             self.recent.pop_front();
         }
-        let without_value =
-            SimMessage { value: None, topic: message.topic.clone(), key: message.key.clone(), ..message };
+        let (topic, key, headers) = (message.topic.clone(), message.key.clone(), message.headers.clone());
+        let without_value = SimMessage { value: None, topic, key, headers, ..message };
         self.recent.push_back((without_value, draft));
         self.totals.messages += 1;
         self.out.push_back(message);
@@ -437,9 +474,18 @@ impl Simulator {
     /// The connector was killed and reads the source's log again from its last flushed offset.
     fn redeliver(&mut self) {
         self.note("redelivery");
+        self.connector_starts += 1;
         self.now += 20 * SECOND;
-        for (message, draft) in std::mem::take(&mut self.recent) {
+        if self.is_live() {
+            // The real one repeats what it will.
+            self.recent.clear();
+            return self.record(|_| Operation::KillConnector);
+        }
+        for (mut message, draft) in std::mem::take(&mut self.recent) {
             self.now += 200;
+            if let Some((_, run)) = message.headers.last_mut() {
+                *run = envelope::run_id(self.connector_starts);
+            }
             let value = draft.map(|draft| draft.finish(self.now));
             self.totals.messages += 1;
             self.totals.others += 1;

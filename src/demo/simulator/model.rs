@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::envelope;
+use super::release::Debezium;
 use super::tables::{Mapped, Role, TableSpec};
 use super::values::{Micros, Value};
 
@@ -113,6 +114,8 @@ impl Rows {
 pub struct Table {
     /// The org's name, which is also its schema in the source database.
     pub org: String,
+    /// The connector's release.
+    pub release: Debezium,
     /// Name of the connector that captures the org: the prefix of its topics.
     pub connector: String,
     /// Columns and their roles.
@@ -136,9 +139,10 @@ pub struct Table {
 
 impl Table {
     /// An empty table.
-    pub fn new(org: &str, connector: &str, spec: &'static TableSpec, with_schema: bool) -> Table {
+    pub fn new(org: &str, connector: &str, spec: &'static TableSpec, with_schema: bool, release: Debezium) -> Table {
         let mut table = Table {
             org: org.to_string(),
+            release,
             connector: connector.to_string(),
             spec,
             topic: format!("{connector}.{org}.{}", spec.object).into(),

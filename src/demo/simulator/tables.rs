@@ -131,6 +131,11 @@ impl TableSpec {
         self.columns.iter().position(|column| column.role == role).expect("every simulated table has every role")
     }
 
+    /// Indexes of the columns that are mapped in this way.
+    pub fn columns_mapped(&self, mapped: Mapped) -> Vec<usize> {
+        (0..self.columns.len()).filter(|&index| self.columns[index].mapped == mapped).collect()
+    }
+
     /// Index of the column with this name.
     pub fn named(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.name == name)

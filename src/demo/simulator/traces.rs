@@ -7,6 +7,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::envelope::SourcePoint;
+use super::live::Operation;
 use super::model::Row;
 use super::tables::{Flavour, Role};
 use super::values::{self, Micros, SECOND, Value};
@@ -51,7 +52,7 @@ impl Ord for Scheduled {
 #[derive(Debug)]
 pub enum Step {
     /// The commit of a transaction that wrote its change earlier: an LSN below those of commits before it.
-    LateCommit { uid: u64, column: usize, value: Value, point: SourcePoint },
+    LateCommit { uid: u64, column: usize, value: Value, point: SourcePoint, transaction: u64 },
     /// Connect has sent a local write to Salesforce.
     Acknowledged { uid: u64 },
     /// Salesforce's stamps come back for a local write, and its spelling of a text if that differs.
@@ -132,9 +133,10 @@ impl Simulator {
     /// The next step of a trace.
     pub(super) fn step(&mut self, table: usize, step: Step) {
         match step {
-            Step::LateCommit { uid, column, value, point } => {
+            Step::LateCommit { uid, column, value, point, transaction } => {
                 self.now += 100;
-                let at = SourcePoint { commit: self.now, last_commit: self.last_commit, ..point };
+                self.record(|_| Operation::Commit { transaction });
+                let at = SourcePoint { commit: self.commit_now(), last_commit: self.last_commit, ..point };
                 let Some(row) = self.tables[table].rows.find(uid) else { return };
                 row.cells[column] = value;
                 row.busy = false;
@@ -201,7 +203,7 @@ impl Simulator {
             Step::Revived { mut row } => {
                 row.id = self.tables[table].take_id();
                 self.edit(table, &mut row, 1);
-                let moment = self.now - 5 * SECOND;
+                let moment = self.undelete_moment();
                 self.stamp(table, &mut row, moment);
                 self.emit_upsert(table, 'c', &row, None);
                 let uid = row.uid;
@@ -319,7 +321,7 @@ impl Simulator {
         let chosen = self.rng.random_range(0..candidates);
         let (_, mut row) = self.tables[table].bin.remove(chosen);
         row.id = self.tables[table].take_id();
-        let moment = self.now - 5 * SECOND;
+        let moment = self.undelete_moment();
         self.stamp(table, &mut row, moment);
         self.emit_upsert(table, 'c', &row, None);
         self.tables[table].rows.insert(row);
@@ -352,8 +354,16 @@ impl Simulator {
         let present = self.tables[table].rows.find(uid)?.cells[column].clone();
         let value = values::make_other(flavour, &mut self.rng, self.now, &present);
         self.tables[table].rows.find(uid)?.busy = true;
+        if self.is_live() {
+            let mut row = self.tables[table].rows.find(uid)?.clone();
+            row.cells[column] = value.clone();
+            self.record(|simulator| Operation::Begin {
+                transaction: point.tx,
+                update: simulator.update_of(table, &row, Some(&[column])),
+            });
+        }
         let gap = 2 * self.mean_gap;
-        self.schedule(gap, table, Step::LateCommit { uid, column, value, point });
+        self.schedule(gap, table, Step::LateCommit { uid, column, value, point, transaction: point.tx });
         Some(())
     }
 

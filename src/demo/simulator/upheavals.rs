@@ -6,6 +6,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 
 use super::envelope;
+use super::live::Operation;
 use super::model::Row;
 use super::tables::{Mapped, TABLES};
 use super::traces::{Step, just_before};
@@ -60,6 +61,11 @@ impl Simulator {
             Upheaval::FieldAdded { table } => self.field_added(table),
             Upheaval::FieldRemoved { table } => {
                 self.note("M");
+                self.finish_open_transactions(table);
+                self.record(|simulator| Operation::DropColumns {
+                    table,
+                    columns: simulator.tables[table].spec.columns_mapped(Mapped::RemovedLater),
+                });
                 self.tables[table].set_mapped(Mapped::RemovedLater, false);
             }
             Upheaval::ReloadByDelete { table } => self.reload_by_delete(table),
@@ -73,8 +79,8 @@ impl Simulator {
         self.finish_open_transactions(table);
         self.tables[table].set_mapped(Mapped::AddedLater, true);
         let spec = self.tables[table].spec;
-        let added: Vec<usize> =
-            (0..spec.columns.len()).filter(|&index| spec.columns[index].mapped == Mapped::AddedLater).collect();
+        let added = spec.columns_mapped(Mapped::AddedLater);
+        self.record(|_| Operation::AddColumns { table, columns: spec.columns_mapped(Mapped::AddedLater) });
         let rows: Vec<Row> =
             (0..self.tables[table].rows.len()).map(|at| self.tables[table].rows.at(at).clone()).collect();
         for mut row in rows {
@@ -115,6 +121,7 @@ impl Simulator {
         self.note("K by TRUNCATE");
         self.finish_open_transactions(table);
         let rows = self.tables[table].truncate();
+        self.record(|_| Operation::Truncate { table });
         if self.tables[table].shows_truncate {
             let at = self.next_point();
             let draft = envelope::truncate(&self.tables[table], at);

@@ -1,7 +1,11 @@
-//! The embedded broker: librdkafka's mock cluster, in this process, on a port of 127.0.0.1.
+//! The demo's broker, behind a producer: the embedded one (librdkafka's mock cluster, in this process), a private Kafka
+//! in a JVM, or a running one of the user's, where the demo is a guest ([`guest`]).
 //!
-//! It speaks Kafka's protocol well enough for workers in other processes, consumer groups included. It keeps nothing
-//! on disk, dies with the process, and knows no transactions or time index: it is for the demo and fast tests only.
+//! The embedded broker speaks Kafka's protocol well enough for workers in other processes, consumer groups included. It
+//! keeps nothing on disk, dies with the process, and knows no transactions or time index: it is for the demo and fast
+//! tests only.
+
+pub mod guest;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,19 +15,24 @@ use anyhow::{Context, Result, bail};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 
-use super::backlog::TopicPartition;
+use super::kafka::PrivateKafka;
+use super::simulator::SimMessage;
+use guest::{Guest, create_topics};
 
 /// How long a new group waits for its members before it deals out partitions. The mock's own 3 s make every start slow;
 /// with no wait at all the second worker would always come as a rebalance.
 const FIRST_REBALANCE: Duration = Duration::from_millis(500);
 
-/// A running broker and a producer into it. Dropping it stops both.
-pub struct EmbeddedBroker {
+/// A running broker and a producer into it. Dropping it stops what was started, and leaves nothing on a broker that
+/// was there before.
+pub struct Broker {
     producer: ThreadedProducer<Deliveries>,
     bootstrap: String,
+    _guest: Option<Guest>,
+    _private: Option<PrivateKafka>,
 }
 
 /// What the broker acknowledged.
@@ -61,21 +70,17 @@ impl ProducerContext for Deliveries {
     }
 }
 
-impl EmbeddedBroker {
-    /// Starts a broker with these topics.
+impl Broker {
+    /// Starts an embedded broker with these topics.
     ///
     /// # Errors
     /// When librdkafka cannot make the cluster, or refuses a topic.
-    pub fn start<'a>(topics: impl IntoIterator<Item = &'a str>, partitions: i32) -> Result<Self> {
-        let producer: ThreadedProducer<Deliveries> = ClientConfig::new()
-            .set("test.mock.num.brokers", "1")
-            .set("enable.idempotence", "true")
-            // A consumer gets one message set per partition and fetch: few large sets are quick, many small ones slow.
-            .set("linger.ms", "20")
-            .set("batch.size", "524288")
-            .set("message.max.bytes", "4194304")
-            .create_with_context(Deliveries::default())
-            .context("cannot start the embedded broker")?;
+    pub fn embedded<'a>(topics: impl IntoIterator<Item = &'a str>, partitions: i32) -> Result<Self> {
+        let mut config = producer_config();
+        // A consumer gets one message set per partition and fetch: few large sets are quick, many small ones slow.
+        config.set("test.mock.num.brokers", "1").set("linger.ms", "20").set("batch.size", "524288");
+        let producer = config.create_with_context(Deliveries::default()).context("cannot start the embedded broker")?;
+        let producer: ThreadedProducer<Deliveries> = producer;
         let bootstrap = {
             let cluster = producer.client().mock_cluster().context("the embedded broker did not come up")?;
             for topic in topics {
@@ -86,7 +91,29 @@ impl EmbeddedBroker {
             cluster.bootstrap_servers()
         };
         shorten_first_rebalance(&producer, FIRST_REBALANCE);
-        Ok(EmbeddedBroker { producer, bootstrap })
+        Ok(Broker { producer, bootstrap, _guest: None, _private: None })
+    }
+
+    /// Makes the topics on a private Kafka and keeps it.
+    ///
+    /// # Errors
+    /// When it refuses a topic.
+    pub async fn private(kafka: PrivateKafka, topics: &[&str], partitions: i32) -> Result<Self> {
+        let bootstrap = kafka.bootstrap();
+        create_topics(&bootstrap, topics, partitions).await?;
+        let producer = producer(&bootstrap)?;
+        Ok(Broker { producer, bootstrap, _guest: None, _private: Some(kafka) })
+    }
+
+    /// Makes the topics on a running broker, as a guest.
+    ///
+    /// # Errors
+    /// When it refuses a topic.
+    pub async fn given(guest: Guest, topics: &[&str], partitions: i32) -> Result<Self> {
+        let bootstrap = guest.bootstrap().to_string();
+        let guest = guest.bring(topics, partitions).await?;
+        let producer = producer(&bootstrap)?;
+        Ok(Broker { producer, bootstrap, _guest: Some(guest), _private: None })
     }
 
     /// `host:port` for clients.
@@ -98,19 +125,21 @@ impl EmbeddedBroker {
     ///
     /// # Errors
     /// When the broker refused this message or an earlier one.
-    pub async fn produce(
-        &self,
-        (topic, partition): &TopicPartition,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        timestamp: i64,
-    ) -> Result<()> {
+    pub async fn produce(&self, message: &SimMessage) -> Result<()> {
         if let Some(error) = &self.producer.context().lock().failed {
-            bail!("the embedded broker refused a message: {error}");
+            bail!("the broker refused a message: {error}");
         }
-        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(*partition).timestamp(timestamp);
-        record.key = key;
-        record.payload = value;
+        let mut record: BaseRecord<'_, [u8], [u8]> =
+            BaseRecord::to(&message.topic).partition(message.partition).timestamp(message.timestamp);
+        record.key = message.key.as_deref();
+        record.payload = message.value.as_deref();
+        if !message.headers.is_empty() {
+            let headers = OwnedHeaders::new_with_capacity(message.headers.len());
+            let add = |all: OwnedHeaders, (key, value): &(&str, String)| {
+                all.insert(Header { key, value: Some(value.as_bytes()) })
+            };
+            record = record.headers(message.headers.iter().fold(headers, add));
+        }
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
@@ -118,7 +147,7 @@ impl EmbeddedBroker {
                     record = back;
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
-                Err((error, _)) => return Err(error).context("cannot produce into the embedded broker"),
+                Err((error, _)) => return Err(error).context("cannot produce into the broker"),
             }
         }
     }
@@ -131,13 +160,26 @@ impl EmbeddedBroker {
     pub async fn flush(&self) -> Result<BTreeMap<(Arc<str>, i32), i64>> {
         let producer = self.producer.clone();
         let flushed = tokio::task::spawn_blocking(move || producer.flush(Duration::from_secs(30))).await?;
-        flushed.context("the embedded broker did not take all messages")?;
+        flushed.context("the broker did not take all messages")?;
         let state = self.producer.context().lock();
         if let Some(error) = &state.failed {
-            bail!("the embedded broker refused a message: {error}");
+            bail!("the broker refused a message: {error}");
         }
         Ok(state.ends.iter().map(|((topic, partition), end)| ((topic.as_str().into(), *partition), *end)).collect())
     }
+}
+
+fn producer_config() -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("enable.idempotence", "true").set("message.max.bytes", "4194304");
+    config
+}
+
+fn producer(bootstrap: &str) -> Result<ThreadedProducer<Deliveries>> {
+    let mut config = producer_config();
+    // Its own limit of a request is 1 MB.
+    config.set("bootstrap.servers", bootstrap).set("linger.ms", "10").set("batch.size", "262144");
+    config.create_with_context(Deliveries::default()).context("cannot make a producer")
 }
 
 #[allow(unsafe_code)] // the crate does not wrap this one call
@@ -156,13 +198,15 @@ fn shorten_first_rebalance(producer: &ThreadedProducer<Deliveries>, delay: Durat
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::backlog::TopicPartition;
     use rdkafka::TopicPartitionList;
     use rdkafka::consumer::{BaseConsumer, Consumer};
+    use rdkafka::message::Headers as _;
     use std::time::Instant;
 
     const DEADLINE: Duration = Duration::from_secs(30);
 
-    fn consumer(broker: &EmbeddedBroker, group: &str) -> BaseConsumer {
+    fn consumer(broker: &Broker, group: &str) -> BaseConsumer {
         ClientConfig::new()
             .set("bootstrap.servers", broker.bootstrap())
             .set("group.id", group)
@@ -174,12 +218,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_produced_is_read_back_in_order() {
-        let broker = EmbeddedBroker::start(["a.b.c"], 2).unwrap();
+        let broker = Broker::embedded(["a.b.c"], 2).unwrap();
         let partition: TopicPartition = ("a.b.c".into(), 1);
-        for number in 0..1_000 {
-            let (key, value) = (format!("{{\"id\":{number}}}"), "v".repeat(500));
-            let value = (number % 7 != 0).then_some(value.as_bytes());
-            broker.produce(&partition, Some(key.as_bytes()), value, 1_599_458_400_000 + number).await.unwrap();
+        for number in 0..1_000_i64 {
+            let message = SimMessage {
+                topic: partition.0.clone(),
+                partition: partition.1,
+                key: Some(format!("{{\"id\":{number}}}").into_bytes()),
+                value: (number % 7 != 0).then(|| b"v".repeat(500)),
+                timestamp: 1_599_458_400_000 + number,
+                headers: vec![("h", number.to_string())],
+            };
+            broker.produce(&message).await.unwrap();
         }
         let ends = broker.flush().await.unwrap();
         assert_eq!(ends, BTreeMap::from([(partition, 1_000)]));
@@ -197,13 +247,15 @@ mod tests {
             assert_eq!(message.offset(), next);
             assert_eq!(message.key(), Some(format!("{{\"id\":{next}}}").as_bytes()));
             assert_eq!(message.payload().is_none(), next % 7 == 0, "a tombstone stays one");
+            let header = message.headers().unwrap().get(0);
+            assert_eq!((header.key, header.value), ("h", Some(next.to_string().as_bytes())));
             next += 1;
         }
     }
 
     #[test]
     fn a_group_gets_its_partitions() {
-        let broker = EmbeddedBroker::start(["a.b.c"], 3).unwrap();
+        let broker = Broker::embedded(["a.b.c"], 3).unwrap();
         let consumer = consumer(&broker, "g");
         consumer.subscribe(&["a.b.c"]).unwrap();
         let begun = Instant::now();
