@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use foldhash::fast::RandomState;
+
 use super::event::{Lsn, Micros};
 use super::overlay::{OldKey, Overlay, PendingRow, Seen};
 use super::position::{Counter, Counters, Passed, PositionId};
@@ -204,13 +206,13 @@ pub struct OpenBatch {
     number: u64,
     advances: BTreeMap<PositionId, Advance>,
     deltas: Vec<Option<HistoryRow>>,
-    delta_at: HashMap<(i32, u32), usize>,
+    delta_at: HashMap<(i32, u32), usize, RandomState>,
     keyframes: Vec<Option<HistoryRow>>,
-    keyframe_at: HashMap<(i32, i32), usize>,
+    keyframe_at: HashMap<(i32, i32), usize, RandomState>,
     cancels: Vec<Cancel>,
     cancelled: HashSet<i32>,
-    records: HashSet<Box<str>>,
-    keys: HashSet<Box<str>>,
+    records: HashSet<Box<str>, RandomState>,
+    keys: HashSet<Box<str>, RandomState>,
     late: Vec<LateEvent>,
     dead: Vec<DeadLetter>,
     touched: KeyHashes,

@@ -8,6 +8,8 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use foldhash::fast::RandomState;
+
 use super::event::{FieldNo, Lsn, Micros};
 use super::position::PositionId;
 use super::record::{Floor, HeadId, Record};
@@ -98,8 +100,8 @@ pub struct KeySlot {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Overlay {
-    records: HashMap<Box<str>, RecordSlot>,
-    keys: HashMap<Box<str>, KeySlot>,
+    records: HashMap<Box<str>, RecordSlot, RandomState>,
+    keys: HashMap<Box<str>, KeySlot, RandomState>,
     /// What was loaded since the clean was forgotten last.
     loaded: Vec<Box<str>>,
     loaded_keys: Vec<Box<str>>,

@@ -10,6 +10,8 @@ mod write;
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
+
 use crate::core::batch::OpenBatch;
 use crate::core::decode::Print;
 use crate::core::event::{Event, FieldNo, Micros, Op};
@@ -50,7 +52,7 @@ pub struct ObjectFacts {
     /// An insert is a create if its `createddate` lies at most this many µs before its commit.
     pub create_window: Micros,
     /// Visible and system fields by number.
-    pub fields: HashMap<FieldNo, FieldFact>,
+    pub fields: HashMap<FieldNo, FieldFact, RandomState>,
     /// Field number of `systemmodstamp`.
     pub stamp_no: Option<FieldNo>,
     /// Field number of `lastmodifieddate`.
