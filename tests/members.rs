@@ -179,33 +179,27 @@ async fn few_are_late(sink: &Client, stream: &Stream) {
     assert!(late <= i64::from(RELOADS) * 6 * DENSE as i64, "{late} late events of {all}");
 }
 
-/// Three workers read a backlog that was complete before they began.
+/// Three workers read a backlog that was complete before they began: they stand still while it is written.
 async fn read_a_backlog(apart: u64) {
     let broker = EmbeddedBroker::start(1).unwrap();
-    let (other, deployment, sink) = deployment(&broker.servers(), "calm").await;
+    let (_, deployment, sink) = deployment(&broker.servers(), "calm").await;
     let mut stream = Stream::new(&broker, "calm.emea.account", 6);
     stream.apart = apart;
-    backlog(&mut stream);
-    // Nobody commits before all have their partitions.
-    let mut gate = other.connect().await;
-    let gate = gate.transaction().await.unwrap();
-    gate.batch_execute("LOCK TABLE afterimage.delta, afterimage.keyframe IN SHARE MODE").await.unwrap();
     let mut one = deployment.worker("one");
     held_by(&sink, &["one"]).await;
     let mut two = deployment.worker("two");
     held_by(&sink, &["one", "two"]).await;
     let mut three = deployment.worker("three");
     held_by(&sink, &["one", "three", "two"]).await;
+    let all: &mut [&mut App] = &mut [&mut one, &mut two, &mut three];
+    all.iter().for_each(|worker| worker.signal(libc::SIGSTOP));
+    backlog(&mut stream);
     let since = Instant::now();
-    gate.rollback().await.unwrap();
-    caught_up(&sink, &stream.ends(), &mut [&mut one, &mut two, &mut three]).await;
-    println!(
-        "events {apart} ms apart: {:.0} messages a second",
-        stream.next.iter().sum::<i64>() as f64 / since.elapsed().as_secs_f64()
-    );
-    for worker in [&mut one, &mut two, &mut three] {
-        worker.stop();
-    }
+    all.iter().for_each(|worker| worker.signal(libc::SIGCONT));
+    caught_up(&sink, &stream.ends(), all).await;
+    let messages: i64 = stream.next.iter().sum();
+    println!("events {apart} ms apart: {:.0} messages a second", messages as f64 / since.elapsed().as_secs_f64());
+    all.iter_mut().for_each(|worker| worker.stop());
     few_are_late(&sink, &stream).await;
     assert_nothing_is_lost(&sink, &stream, &stream.ends()).await;
 }
