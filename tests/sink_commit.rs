@@ -47,6 +47,7 @@ fn declared(topic: &str, org: &str) -> Declared {
         grace: 900_000_000,
         masked: Vec::new(),
         types: BTreeMap::new(),
+        lookup: Vec::new(),
         config_hash: Vec::new(),
     }
 }
@@ -74,6 +75,7 @@ impl Sink {
             grace: 900_000_000,
             create_window: 86_400_000_000,
             fields: [1, 2, 3].into_iter().map(|no| (no, fact)).collect(),
+            lookups: Vec::new(),
             stamp_no: Some(4),
             modified_no: None,
             modified_by_no: Some(5),

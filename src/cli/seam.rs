@@ -196,9 +196,6 @@ async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<Top
 
 fn plan_of(topic: TopicMap, config: &Config) -> TopicPlan {
     let object = topic.object_config;
-    if !object.lookup.is_empty() {
-        tracing::warn!(topic = %topic.topic, "`lookup` has no effect in this version");
-    }
     TopicPlan {
         declared: Declared {
             topic: topic.topic,
@@ -208,6 +205,7 @@ fn plan_of(topic: TopicMap, config: &Config) -> TopicPlan {
             grace: micros(object.grace),
             masked: object.mask_add.iter().cloned().collect(),
             types: object.types.clone(),
+            lookup: object.lookup.clone(),
             config_hash: config.history_hash().to_vec(),
         },
         rules: TopicRules {

@@ -34,6 +34,8 @@ const MIGRATIONS: &[Migration] = migrations![
     4 "0004_commit",
     5 "0005_views",
     6 "0006_object_views",
+    7 "0007_typed_values",
+    8 "0008_lookups",
 ];
 
 /// The schema version that this binary works with: the number of its last migration.

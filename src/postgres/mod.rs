@@ -1,7 +1,7 @@
 //! The sink: the only module that speaks to PostgreSQL. Postgres judges; nothing here leads it.
 //!
 //! [`client`] connects, [`migrate`] brings the schema up, [`registry`] names orgs, objects, sources and
-//! fields, [`claim`] takes partitions over with a new epoch, [`lookup`] reads records and keys through,
+//! fields, [`search`] keeps typed views and lookup fields, [`claim`] takes partitions over with a new epoch, [`lookup`] reads records and keys through,
 //! [`commit`] writes sealed batches and moves positions in one transaction.
 
 pub mod claim;
@@ -10,6 +10,7 @@ pub mod commit;
 pub mod lookup;
 pub mod migrate;
 pub mod registry;
+pub mod search;
 mod settle;
 mod wire;
 

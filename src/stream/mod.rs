@@ -12,6 +12,7 @@
 //! | `committer.rs` | sealed batches to Postgres |
 //! | `settle.rs` | what follows from a commit's outcome |
 //! | `tally.rs` | metrics of a batch |
+//! | `views.rs` | typed views and lookups, beside the stream |
 //!
 //! What is true after a crash between any two steps:
 //!
@@ -32,6 +33,7 @@ mod ownership;
 mod settle;
 mod tally;
 mod task;
+mod views;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -56,6 +58,7 @@ use dictionary::Dictionary;
 use group::{Command, Databases, Group, Parts};
 use images::Images;
 use ownership::{Claims, TopicSide};
+use views::Views;
 
 pub use group::BatchLimits;
 
@@ -140,6 +143,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     let store = Arc::new(store);
     let images = Images::new(Arc::clone(&store));
     let committers = Committers::start(&settings.sink, 2);
+    let views = Views::start(&settings.sink);
 
     let databases = Databases::default();
     let mut sides = HashMap::new();
@@ -195,6 +199,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
             sink_id,
             images: images.clone(),
             committers: committers.clone(),
+            views: views.clone(),
             commands,
             inbox,
             consumer: consumer.clone(),
