@@ -9,7 +9,9 @@ use afterimage_state::StateError;
 
 use super::args::MigrateArgs;
 use super::failure::{Exit, Failure};
-use crate::config::{Config, Identity, KafkaSettings, PoolMode, PostgresSettings, SslMode, TopicMap, map_topics};
+use crate::config::{
+    Config, EXTRA, Identity, KafkaSettings, PoolMode, PostgresSettings, SslMode, TopicMap, map_topics, nearest,
+};
 use crate::core::decode::{IdentityRule, TopicRules};
 use crate::core::event::Micros;
 use crate::demo::{self, DemoOptions, WorkerCommand};
@@ -21,6 +23,10 @@ use crate::stream::{self, BatchLimits, RunError, RunSettings, TopicPlan};
 
 const SINK_HINT: &str =
     "check the address, that the server is up, and sslmode: `afterimage config show` prints what is used";
+const RIGHTS_HINT: &str =
+    "as the owner of the schema, grant this role what the README lists under Roles; again after each `afterimage migrate`";
+const OWNER_HINT: &str = "run it as the owner of the database, or `grant create on database … to` this role; an existing \
+                          schema is upgraded by its owner only";
 const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
 
 /// Runs a worker until SIGTERM or SIGINT.
@@ -52,9 +58,10 @@ pub(super) async fn run(config: Config) -> Result<(), Failure> {
 
 fn run_failure(error: RunError) -> Failure {
     match &error {
-        RunError::Schema(error) => schema_failure(error),
-        RunError::Registry(crate::postgres::registry::RegistryError::Query(_)) => {
-            Failure::new(Exit::Failed, "run", &error)
+        RunError::Schema(error) => schema_failure(error, RIGHTS_HINT),
+        RunError::Query(source) | RunError::Registry(crate::postgres::registry::RegistryError::Query(source)) => {
+            let failure = Failure::new(Exit::Failed, "run", &error);
+            if is_denied(source) { failure.next(RIGHTS_HINT) } else { failure }
         }
         RunError::Registry(_) => Failure::new(Exit::Halted, "run", &error),
         RunError::State { source: StateError::Locked(_), .. } => Failure::new(Exit::Failed, "run", &error)
@@ -62,17 +69,31 @@ fn run_failure(error: RunError) -> Failure {
         RunError::State { .. } => Failure::new(Exit::Failed, "run", &error)
             .next("point --state-dir at a directory that can be written; what is in it may be lost"),
         RunError::Connect(_) => Failure::new(Exit::Failed, "run", &error).next(SINK_HINT),
+        RunError::Topic(_) => Failure::new(Exit::Failed, "run", &error).next(
+            "its last error stands in the log above; when the sink said `permission denied`, grant what the README lists \
+             under Roles",
+        ),
         RunError::Kafka(_) => Failure::new(Exit::Failed, "run", &error).next(BROKER_HINT),
         _ => Failure::new(Exit::Failed, "run", &error),
     }
 }
 
-fn schema_failure(error: &MigrateError) -> Failure {
+/// Whether the role lacks a right.
+fn is_denied(error: &crate::postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code() == "42501")
+}
+
+/// `rights` says what to do where the role lacks one.
+fn schema_failure(error: &MigrateError, rights: &str) -> Failure {
     let what = "the sink's schema";
     match error {
         MigrateError::Postgres(source) | MigrateError::Failed { source, .. } => {
-            Failure::new(Exit::Failed, what, format!("{error}: {}", describe(source)))
+            let failure = Failure::new(Exit::Failed, what, format!("{error}: {}", describe(source)));
+            if is_denied(source) { failure.next(rights) } else { failure }
         }
+        MigrateError::Foreign { .. } => Failure::new(Exit::Schema, what, error).next(
+            "point the sink's URL at another database, or rename that schema: `alter schema afterimage rename to …`",
+        ),
         _ => Failure::new(Exit::Schema, what, error),
     }
 }
@@ -96,7 +117,7 @@ pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Fai
     let sink = sink_settings(config.postgres()?, &config)?;
     let mut client =
         sink.connect().await.map_err(|error| Failure::new(Exit::Failed, "migrate", error).next(SINK_HINT))?;
-    let report = migrate::migrate(&mut client).await.map_err(|error| schema_failure(&error))?;
+    let report = migrate::migrate(&mut client).await.map_err(|error| schema_failure(&error, OWNER_HINT))?;
     if args.json {
         let applied: Vec<_> =
             report.applied.iter().map(|(number, name)| serde_json::json!({ "number": number, "name": name })).collect();
@@ -129,7 +150,7 @@ fn micros(duration: Duration) -> Micros {
     Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)
 }
 
-fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Result<SinkSettings, Failure> {
+pub(super) fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Result<SinkSettings, Failure> {
     if postgres.pool_mode == PoolMode::Transaction {
         return Err(Failure::new(
             Exit::Usage,
@@ -167,6 +188,32 @@ fn kafka_settings(kafka: &KafkaSettings, config: &Config) -> kafka::KafkaSetting
         verify_hostname: tls.verify_hostname,
     });
     settings
+}
+
+/// Asks librdkafka whether it knows the properties that are passed through to it, and takes their values.
+pub(super) fn check_properties(config: &Config) -> Result<(), Failure> {
+    let Ok(settings) = config.kafka() else { return Ok(()) };
+    let mut problems = Vec::new();
+    for (name, value) in &settings.extra {
+        let place = config.shown().place(&format!("{EXTRA}.{name}"));
+        // Never the value: it may be a password.
+        let (reason, next) = match kafka::check_property(name, value.expose()) {
+            Ok(()) => continue,
+            Err(kafka::PropertyFault::Unknown) => (
+                "librdkafka has no such property".to_owned(),
+                match nearest(name, kafka::PROPERTIES.iter().copied()) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => "remove it, or see librdkafka's CONFIGURATION.md for its properties".to_owned(),
+                },
+            ),
+            Err(kafka::PropertyFault::Value) => (
+                format!("librdkafka does not take this value for {name}"),
+                "see librdkafka's CONFIGURATION.md for what it takes".to_owned(),
+            ),
+        };
+        problems.push((place, reason, next));
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Failure { exit: Exit::Usage, messages: problems }) }
 }
 
 /// Asks the cluster for its topics and maps them to orgs and objects.

@@ -1,8 +1,9 @@
 //! The verbs that do work: telemetry and a runtime around a call into the module that does it.
 
-use super::args::{GlobalArgs, MigrateArgs, RunArgs};
+use super::args::{GlobalArgs, MigrateArgs, RunArgs, TypesArgs};
 use super::failure::{Exit, Failure};
 use super::seam;
+use super::settings;
 use crate::config::{Config, LogFormat, LogSettings};
 use crate::demo::DemoOptions;
 use crate::telemetry;
@@ -33,6 +34,11 @@ pub(super) fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> 
         tracing::warn!("{warning}");
     }
     runtime()?.block_on(seam::migrate(config, args))
+}
+
+/// `config types`.
+pub(super) fn types(args: &TypesArgs) -> Result<(), Failure> {
+    runtime()?.block_on(settings::types(args))
 }
 
 /// `demo`. It makes its own configuration; of the global flags only those of the log matter.

@@ -2,7 +2,7 @@
 //!
 //! [`client`] connects, [`migrate`] brings the schema up, [`registry`] names orgs, objects, sources and
 //! fields, [`search`] keeps typed views and lookup fields, [`claim`] takes partitions over with a new epoch, [`lookup`] reads records and keys through,
-//! [`commit`] writes sealed batches and moves positions in one transaction.
+//! [`source`] looks at the captured database, [`commit`] writes sealed batches and moves positions in one transaction.
 
 pub mod claim;
 pub mod client;
@@ -12,6 +12,7 @@ pub mod migrate;
 pub mod registry;
 pub mod search;
 mod settle;
+pub mod source;
 mod wire;
 
 /// A connection to the sink, and what can go wrong on it: the driver's own types, under the sink's name.
