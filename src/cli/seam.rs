@@ -23,8 +23,7 @@ use crate::stream::{self, BatchLimits, RunError, RunSettings, TopicPlan};
 
 const SINK_HINT: &str =
     "check the address, that the server is up, and sslmode: `afterimage config show` prints what is used";
-const RIGHTS_HINT: &str =
-    "as the owner of the schema, grant this role what the README lists under Roles; again after each `afterimage migrate`";
+const RIGHTS_HINT: &str = "as the owner of the schema, grant this role what the README lists under Roles; again after each `afterimage migrate`";
 const OWNER_HINT: &str = "run it as the owner of the database, or `grant create on database … to` this role; an existing \
                           schema is upgraded by its owner only";
 const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";

@@ -21,12 +21,17 @@ pub(super) fn init(output: &Path, force: bool) -> Result<(), Failure> {
     }
     let mut options = OpenOptions::new();
     options.write(true);
-    if force { options.create(true).truncate(true) } else { options.create_new(true) };
+    if force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
     let place = output.display();
     let mut file = options.open(output).map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => Failure::new(Exit::Usage, place.to_string(), "the file is there already")
             .next("name another with --output, or write over it with --force"),
-        _ => Failure::new(Exit::Failed, place.to_string(), error).next("check the directory and its rights, or use --output -"),
+        _ => Failure::new(Exit::Failed, place.to_string(), error)
+            .next("check the directory and its rights, or use --output -"),
     })?;
     file.write_all(text.as_bytes()).map_err(|error| Failure::new(Exit::Failed, output.display().to_string(), error))?;
     print::stdout(&format!("wrote {}\n", output.display()))
@@ -45,8 +50,11 @@ pub(super) async fn types(args: &TypesArgs) -> Result<(), Failure> {
     })?;
     let tables = source::tables(&client, &args.schema, args.table.as_deref()).await.map_err(source_failure)?;
     let org = args.org.as_deref().unwrap_or(&args.schema);
-    let found: Vec<(&str, Vec<(&str, &str)>)> =
-        tables.iter().map(|table| (table.name.as_str(), declared(table))).filter(|(_, types)| !types.is_empty()).collect();
+    let found: Vec<(&str, Vec<(&str, &str)>)> = tables
+        .iter()
+        .map(|table| (table.name.as_str(), declared(table)))
+        .filter(|(_, types)| !types.is_empty())
+        .collect();
     if args.json {
         let objects: Vec<_> = found
             .iter()
@@ -88,7 +96,9 @@ fn declared(table: &SourceTable) -> Vec<(&str, &'static str)> {
     table
         .columns
         .iter()
-        .filter(|(name, _)| !(name.starts_with("_hc_") || BUILT_IN.contains(&name.as_str()) || (by_sfid && name == "id")))
+        .filter(|(name, _)| {
+            !(name.starts_with("_hc_") || BUILT_IN.contains(&name.as_str()) || (by_sfid && name == "id"))
+        })
         .filter_map(|(name, kind)| Some((name.as_str(), brief(Kind::from_sql_name(kind)?)?)))
         .collect()
 }
@@ -117,8 +127,11 @@ fn source_failure(error: SourceError) -> Failure {
         None => format!("there are: {}", there.join(", ")),
     };
     match &error {
-        SourceError::NoSchema { schema, there } => Failure::new(Exit::Usage, "--schema", &error)
-            .next(choice(schema, there, "the database has no tables: check --from")),
+        SourceError::NoSchema { schema, there } => Failure::new(Exit::Usage, "--schema", &error).next(choice(
+            schema,
+            there,
+            "the database has no tables: check --from",
+        )),
         SourceError::NoTable { table: Some(table), there, .. } => {
             Failure::new(Exit::Usage, "--table", &error).next(choice(table, there, "name another --schema"))
         }

@@ -27,8 +27,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use error::{ConfigError, Problem};
-pub use kafka::{KafkaSettings, Tls};
 pub use init::commented_file;
+pub use kafka::{KafkaSettings, Tls};
 pub use keys::{ENV_FILE, ENV_PREFIX, EXTRA, KEYS, Key, nearest};
 pub use layers::{Origin, Sources};
 pub use level::{VALUE_PRINTING, check_level};

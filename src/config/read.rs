@@ -17,8 +17,23 @@ use crate::core::value::Kind;
 
 /// The types to choose from, as they are written most briefly.
 const TYPES: &[&str] = &[
-    "text", "boolean", "int2", "int4", "int8", "float4", "float8", "numeric", "date", "time", "timetz", "timestamp",
-    "timestamptz", "interval", "uuid", "json", "bytea",
+    "text",
+    "boolean",
+    "int2",
+    "int4",
+    "int8",
+    "float4",
+    "float8",
+    "numeric",
+    "date",
+    "time",
+    "timetz",
+    "timestamp",
+    "timestamptz",
+    "interval",
+    "uuid",
+    "json",
+    "bytea",
 ];
 
 pub(super) struct Reader<'a> {

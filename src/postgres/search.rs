@@ -101,10 +101,7 @@ pub async fn work(client: &Client, object_id: i16) -> Result<Progress, tokio_pos
 /// When the statement fails.
 pub async fn refuse(client: &Client, object_id: i16, field_no: FieldNo) -> Result<(), tokio_postgres::Error> {
     client
-        .query_typed(
-            "SELECT afterimage.refuse_lookup($1, $2)",
-            &[(&object_id, Type::INT2), (&field_no, Type::INT2)],
-        )
+        .query_typed("SELECT afterimage.refuse_lookup($1, $2)", &[(&object_id, Type::INT2), (&field_no, Type::INT2)])
         .await?;
     Ok(())
 }

@@ -24,7 +24,8 @@ pub struct Dictionary {
 impl Dictionary {
     /// The dictionary as loaded from the sink.
     pub fn new(facts: ObjectFacts, fields: Vec<Field>) -> Self {
-        let mut dictionary = Dictionary { facts: Arc::new(facts), known: Vec::new(), by_name: HashMap::new(), misfits: HashMap::new() };
+        let mut dictionary =
+            Dictionary { facts: Arc::new(facts), known: Vec::new(), by_name: HashMap::new(), misfits: HashMap::new() };
         dictionary.take(fields);
         dictionary
     }

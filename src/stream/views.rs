@@ -106,7 +106,8 @@ impl Keeper {
         let progress = search::work(client, object_id).await?;
         let mut problems = Vec::new();
         if view.left_out > 0 {
-            problems.push(format!("{} fields have no room in it: afterimage.changes and records have them", view.left_out));
+            problems
+                .push(format!("{} fields have no room in it: afterimage.changes and records have them", view.left_out));
         }
         problems.extend(view.note);
         if problems.is_empty() {

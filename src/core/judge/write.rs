@@ -6,8 +6,8 @@ use crate::core::event::{FieldNo, Micros};
 use crate::core::format::{self, Header, VersionOp};
 use crate::core::position::Counter;
 use crate::core::record::{CHAIN, Image, Version};
-use crate::core::value::{Kind, Value};
 use crate::core::value::calendar::timestamp_text;
+use crate::core::value::{Kind, Value};
 
 impl Judge<'_> {
     pub(super) fn header(&self, arrival: &Arrival<'_>, op: VersionOp, n: u8, at: Micros, travel: Travel<'_>) -> Header {
