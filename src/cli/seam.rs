@@ -206,7 +206,7 @@ pub(super) fn check_properties(config: &Config) -> Result<(), Failure> {
                 },
             ),
             Err(kafka::PropertyFault::Value) => (
-                format!("librdkafka does not take this value for {name}"),
+                format!("librdkafka, as it is built into this program, does not take this value for {name}"),
                 "see librdkafka's CONFIGURATION.md for what it takes".to_owned(),
             ),
         };

@@ -43,12 +43,7 @@ pub(super) async fn declare(
         )
         .await?;
     let fenced: Vec<i32> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
-    transaction
-        .execute_typed(
-            "UPDATE afterimage.position SET epoch = epoch + 1 WHERE position_id = ANY($1)",
-            &[(&fenced, Type::INT4_ARRAY)],
-        )
-        .await?;
+    transaction.execute_typed("SELECT afterimage.fence($1)", &[(&fenced, Type::INT4_ARRAY)]).await?;
     transaction
         .execute_typed(
             "UPDATE afterimage.lookup SET state = 'dropping' WHERE object_id = $1 AND NOT name = ANY($2)",

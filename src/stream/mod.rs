@@ -163,6 +163,10 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
             create_window: plan.create_window,
             ..ObjectFacts::default()
         };
+        if source.settled {
+            // Not with the first message only: lookups may wait to be built, and no message may ever come.
+            views.refresh(source.object_id);
+        }
         let topic: Arc<str> = source.topic.as_str().into();
         let (sender, commands) = mpsc::channel();
         let inbox = Arc::new(OnceLock::new());

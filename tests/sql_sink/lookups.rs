@@ -89,7 +89,7 @@ async fn the_articles_query_starts_at_the_index() {
     // As of a moment, by prefix, and for a prepared statement that knows no value yet.
     for sql in [
         "select * from account_as_of('2026-01-02Z') where external_id__c = 'x'",
-        "select * from account where external_id__c like '7f4acaad-6c77-4342-a533-83bb580aaf6847%'",
+        "select * from account where external_id__c like '7f4acaad-6c77-4342-a533-83bb580aaf684711%'",
         "execute p('x')",
     ] {
         let prepare = "prepare p(text) as select id from account where external_id__c = $1; \
@@ -224,6 +224,9 @@ async fn a_position_that_was_overlooked_is_fenced_before_it_is_ready() {
     let epochs = strings(&client, "select position_id || ':' || epoch from afterimage.position order by 1").await;
     assert_eq!(epochs, ["1:5", "2:6", "3:5"]);
     assert_eq!(strings(&client, "select state from afterimage.lookup").await, ["ready"]);
+    let claims =
+        strings(&client, "select position_id || ':' || epoch || ' from ' || from_next from afterimage.claim").await;
+    assert_eq!(claims, ["2:6 from 0"], "in the line of claims, by which local records are believed");
 }
 
 #[tokio::test]

@@ -313,7 +313,7 @@ async fn the_rights_of_a_replaced_function_are_kept_over_an_upgrade() {
             "alter function afterimage.refresh_object_views(smallint, boolean) security definer;
              drop view afterimage.fields, afterimage.typed_views;
              drop table afterimage.lookup cascade; drop table afterimage.record_lookup, afterimage.object_view cascade;
-             drop function afterimage.work_lookups, afterimage.refuse_lookup;
+             drop function if exists afterimage.work_lookups, afterimage.refuse_lookup, afterimage.fence;
              delete from afterimage.migration where number = 8",
         )
         .await

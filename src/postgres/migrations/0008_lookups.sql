@@ -41,6 +41,18 @@ create table afterimage.object_view (
 comment on table afterimage.object_view is
   'How each typed view was made last: MD5 of what it should be, number of fields that had no room, lookup fields that it reads, and why it is not what it should be (note).';
 
+-- The claim leaves a row like any other: without one, local records of these positions would be of an unknown line.
+create function afterimage.fence(positions int[]) returns void language sql
+begin atomic
+  with moved as (
+    update afterimage.position set epoch = position.epoch + 1 where position.position_id = any ($1)
+    returning position.position_id, position.epoch, position.next)
+  insert into afterimage.claim (position_id, epoch, token, from_next, worker)
+  select m.position_id, m.epoch, gen_random_uuid(), m.next, 'lookup fields changed' from moved m;
+end;
+comment on function afterimage.fence(int[]) is
+  'Makes the owners of positions claim them again: their commits are refused from here on. The rows must be locked, in order.';
+
 -- One bounded step of what an object's lookups need; any number of sessions may ask. `more`: ask again; `changed`: the
 -- typed view can be made anew, then ask again; `idle`: nothing to do.
 create function afterimage.work_lookups(object_id smallint, records int default 2000) returns text language plpgsql as $$
@@ -82,7 +94,7 @@ begin
       where s.object_id = $1 and p.live and p.position_id <> all (one.fenced)
       order by p.position_id for no key update of p) p;
     if cardinality(late) > 0 then
-      update afterimage.position p set epoch = epoch + 1 where p.position_id = any (late);
+      perform afterimage.fence(late);
       update afterimage.lookup l
       set fenced = one.fenced || late, done_rid = 0, upto_rid = (select coalesce(max(r.rid), 0) from afterimage.record r)
       where l.object_id = $1 and l.name = one.name;
