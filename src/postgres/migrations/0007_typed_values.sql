@@ -111,10 +111,10 @@ return case
   when $1 <> ''
     and $1 || ' ' ~ '^(-?\d{1,8} years? )?([+-]?\d{1,2} mons? )?([+-]?\d{1,9} days? )?([+-]?\d{2,9}:[0-5]\d:[0-5]\d(\.\d{1,6})? )?$'
     then $1::interval
-  -- In three steps: a number of microseconds is multiplied as a double.
-  when $1 ~ '^-?\d{1,19}$' and $1::numeric between -9223372036854775808 and 9223372036854775807 then
+  -- In three steps: a number of microseconds is multiplied as a double. Up to 999,999,999 hours, as in the text form.
+  when $1 ~ '^-?\d{1,19}$' then case when abs($1::numeric) < 3600000000000000000 then
     ($1::bigint / 3600000000) * interval '1 hour' + ($1::bigint / 1000000 % 3600) * interval '1 second'
-      + ($1::bigint % 1000000) * interval '1 microsecond'
+      + ($1::bigint % 1000000) * interval '1 microsecond' end
   when $1 ~ '\d' and $1 ~ '^P(-?\d{1,6}Y)?(-?\d{1,6}M)?(-?\d{1,6}D)?(T(?=.)(-?\d{1,6}H)?(-?\d{1,6}M)?(-?\d{1,8}(\.\d{1,6})?S)?)?$'
     then $1::interval
 end;
