@@ -216,7 +216,6 @@ mod tests {
             (Kind::Int4, ""),
             (Kind::Float8, "1.2.3"),
             (Kind::Float8, "."),
-            (Kind::Numeric, "5."),
             (Kind::Float8, "soon"),
             (Kind::Numeric, ""),
             (Kind::Date, "soon"),
