@@ -1,6 +1,11 @@
 //! The binary as people and scripts meet it: exit codes, messages, the effective configuration.
 
+mod support;
+
 use std::process::{Command, Output};
+
+use afterimage::kafka::EmbeddedBroker;
+use support::postgres::fresh_database;
 
 /// What must never be printed.
 const PASSWORD: &str = "hunter2";
@@ -100,7 +105,8 @@ fn a_refused_configuration_exits_with_2_and_says_where_why_and_what_next() {
             format!(
                 "afterimage: {file}: kafka.brokes: unknown key `kafka.brokes`\n  next: did you mean kafka.brokers?"
             ),
-            "afterimage: AFTERIMAGE_STATE__DRI: unknown key `state.dri`\n  next: did you mean state.dir?".to_owned(),
+            "afterimage: AFTERIMAGE_STATE__DRI: is the variable of no key\n  next: did you mean AFTERIMAGE_STATE__DIR?"
+                .to_owned(),
             format!("afterimage: {file}: commit.linger: `soon` is not a duration"),
             format!("afterimage: {file}: postgres.url: the connection string can't be used"),
         ] {
@@ -223,4 +229,219 @@ fn a_demo_on_kafka_without_java_says_what_to_install() {
         assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
         assert!(err.contains(missing) && err.contains("apt-get install default-jdk-headless maven"), "{err}");
     }
+}
+
+/// Sections, keys, keys and types of `[[org]]` and `[[object]]`, variables, `--set`, librdkafka's properties.
+#[test]
+fn a_misspelt_name_is_told_its_nearest_wherever_it_stands() {
+    let house = House::new();
+    let org = "[[org]]\nname = 'a'\ntopics = ['c.a.*']\n";
+    let object = |line: &str| format!("{org}[[object]]\norg = 'a'\nname = 'o'\n{line}");
+    let extra = |line: &str| format!("[kafka]\nbrokers = 'h:1'\n[kafka.extra]\n{line}");
+    for (file, near) in [
+        ("[kafak]\nbrokers = 'h:1'".to_owned(), "did you mean kafka?"),
+        ("[debezum]\nplaceholder = 'x'".to_owned(), "did you mean debezium?"),
+        ("[commit]\nlingr = '1s'".to_owned(), "did you mean commit.linger?"),
+        ("[[orgs]]\nname = 'a'".to_owned(), "did you mean org?"),
+        ("[[org]]\nname = 'a'\ntopic = ['c.a.*']".to_owned(), "did you mean topics?"),
+        (object("lookups = ['x']"), "did you mean lookup?"),
+        (object("mask_ad = ['x']"), "did you mean mask_add?"),
+        (object("types = { x = 'timestmp' }"), "did you mean timestamp?"),
+        (extra(&format!("sasl.pasword = '{PASSWORD}'")), "did you mean sasl.password?"),
+        (extra("fetch.min.byts = 1"), "did you mean fetch.min.bytes?"),
+        (extra(&format!("security.protocol = '{PASSWORD}'")), "CONFIGURATION.md"),
+    ] {
+        let path = house.file(&file);
+        for verb in [&["config", "show"][..], &["run", "--url", "postgres://u@127.0.0.1:1/d"]] {
+            let mut args = verb.to_vec();
+            args.extend(["--config", &path]);
+            let (code, out, err) = seen(&house.run(&args, &[]));
+            assert_eq!((code, out.as_str()), (Some(2), ""), "{file}\n{err}");
+            assert!(
+                err.contains(&format!("afterimage: {path}: ")) || err.contains(&format!("afterimage: {path} ")),
+                "{err}"
+            );
+            assert!(
+                err.contains("  next: ") && err.contains(near) && !err.contains(PASSWORD),
+                "{near}\nis not in\n{err}"
+            );
+        }
+    }
+    for (name, near) in [
+        ("AFTERIMAGE_KAFKA_BROKERS", "AFTERIMAGE_KAFKA__BROKERS"),
+        ("AFTERIMAGE_CONFG", "AFTERIMAGE_CONFIG"),
+        ("AFTERIMAGE_LOG__LEVLE", "AFTERIMAGE_LOG__LEVEL"),
+    ] {
+        let (code, _, err) = seen(&house.run(&["config", "show"], &[(name, PASSWORD)]));
+        assert_eq!(code, Some(2));
+        assert!(err.contains(&format!("{name}: ")) && err.contains(&format!("did you mean {near}?")), "{err}");
+        assert!(!err.contains(PASSWORD), "{err}");
+    }
+    let brokers = ("AFTERIMAGE_KAFKA__BROKERS", "h:1");
+    let (code, _, err) =
+        seen(&house.run(&["config", "show"], &[brokers, ("AFTERIMAGE_KAFKA__EXTRA__CLIENT_RAK", "r")]));
+    assert!(
+        code == Some(2)
+            && err.contains("AFTERIMAGE_KAFKA__EXTRA__CLIENT_RAK")
+            && err.contains("did you mean client.rack?"),
+        "{err}"
+    );
+    let (code, _, err) = seen(&house.run(&["config", "show", "--set", "postgre.url=x"], &[]));
+    assert!(
+        code == Some(2) && err.contains("--set postgre.url") && err.contains("did you mean postgres.url?"),
+        "{err}"
+    );
+}
+
+#[test]
+fn no_property_that_may_hold_a_secret_is_shown() {
+    let house = House::new();
+    let secrets =
+        ["sasl.password", "ssl.key.password", "ssl.keystore.password", "sasl.oauthbearer.config", "ssl.key.pem"];
+    let lines: Vec<String> = secrets.iter().map(|name| format!("{name} = '{PASSWORD}'\n")).collect();
+    let file = house.file(&format!("[kafka]\nbrokers = 'h:1'\n[kafka.extra]\n{}client.rack = 'r1'", lines.concat()));
+    for args in [&["config", "show", "--config", &file][..], &["config", "show", "--json", "--config", &file]] {
+        let (code, out, err) = seen(&house.run(args, &[]));
+        assert_eq!((code, err.as_str()), (Some(0), ""));
+        assert!(!out.contains(PASSWORD) && out.contains("r1"), "{out}");
+        assert_eq!(out.matches("****").count(), secrets.len(), "{out}");
+    }
+    // Java's own spelling is no property of librdkafka: refused, and not quoted.
+    let file = house.file(&format!("[kafka]\nbrokers = 'h:1'\n[kafka.extra]\nsasl.jaas.config = '{PASSWORD}'"));
+    let (code, out, err) = seen(&house.run(&["config", "show", "--config", &file], &[]));
+    assert_eq!(code, Some(2));
+    assert!(err.contains("sasl.jaas.config") && !err.contains(PASSWORD) && !out.contains(PASSWORD), "{err}");
+}
+
+#[test]
+fn init_writes_a_file_that_changes_nothing_and_never_over_another() {
+    let house = House::new();
+    let (_, bare, _) = seen(&house.run(&["config", "show"], &[]));
+    let (code, out, err) = seen(&house.run(&["config", "init"], &[]));
+    assert_eq!((code, out.as_str(), err.as_str()), (Some(0), "wrote afterimage.toml\n", ""));
+    let path = house.dir.path().join("afterimage.toml");
+    let written = std::fs::read_to_string(&path).expect("a file");
+    let without_pid =
+        |text: &str| text.lines().filter(|line| !line.starts_with("name = ")).map(str::to_owned).collect::<Vec<_>>();
+    let (code, shown, err) = seen(&house.run(&["config", "show"], &[]));
+    assert_eq!((code, without_pid(&shown), err.as_str()), (Some(0), without_pid(&bare), ""));
+
+    std::fs::write(&path, "[worker]\nname = 'mine'").expect("writes");
+    let (code, out, err) = seen(&house.run(&["config", "init"], &[]));
+    assert_eq!((code, out.as_str()), (Some(2), ""));
+    assert_eq!(
+        err,
+        "afterimage: afterimage.toml: the file is there already\n  next: name another with --output, or write over it with --force\n"
+    );
+    assert!(std::fs::read_to_string(&path).expect("a file").contains("mine"));
+    let (code, ..) = seen(&house.run(&["config", "init", "--force"], &[]));
+    assert_eq!((code, std::fs::read_to_string(&path).expect("a file")), (Some(0), written.clone()));
+    let (code, out, _) = seen(&house.run(&["config", "init", "--output", "-"], &[]));
+    assert_eq!((code, out), (Some(0), written));
+    let (code, _, err) = seen(&house.run(&["config", "init", "--output", "no/such/place.toml"], &[]));
+    assert!(code == Some(1) && err.contains("no/such/place.toml: ") && err.contains("  next: "), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn types_of_captured_tables_are_printed_to_be_pasted() {
+    let house = House::new();
+    let source = fresh_database().await;
+    let client = source.connect().await;
+    client
+        .batch_execute(
+            "create schema emea; create domain emea.money_d as numeric(10, 2);
+             create table emea.job__c (id serial primary key, sfid varchar(18), name varchar(80), active__c boolean,
+               createddate timestamp, systemmodstamp timestamp, due__c date, \"At this\" timestamptz(3), amount__c float8,
+               price__c emea.money_d, total__c int generated always as (7) stored, tags text[], doc jsonb, at__c time,
+               ref__c uuid, raw__c bytea, _hc_lastop varchar(32), gone__c date);
+             alter table emea.job__c drop column gone__c;
+             create table emea.pairs (a bigint, b text, primary key (a, b));
+             create table emea.texts (id text primary key);
+             create table emea._trigger_log (id bigint, at timestamptz);
+             create role nobody_here login",
+        )
+        .await
+        .unwrap();
+    // Rights on the tables are not needed.
+    let at = source.url.rfind('@').expect("a user");
+    let url = format!("postgresql://nobody_here{}", &source.url[at..]);
+    let run = |args: &[&str]| {
+        let mut all = vec!["config", "types", "--from", &url];
+        all.extend(args);
+        seen(&house.run(&all, &[]))
+    };
+    let (code, out, err) = run(&["--schema", "emea"]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert_eq!(
+        out,
+        "[[object]]\norg = \"emea\"\nname = \"job__c\"\ntypes = { due__c = \"date\", \"At this\" = \"timestamptz\", amount__c = \"float8\", \
+         price__c = \"numeric\", at__c = \"time\", ref__c = \"uuid\", raw__c = \"bytea\" }\n\
+         \n[[object]]\norg = \"emea\"\nname = \"pairs\"\ntypes = { a = \"int8\" }\n"
+    );
+    // As pasted.
+    let file = house.file(&out);
+    let (code, shown, err) = seen(&house.run(&["config", "show", "--config", &file], &[]));
+    assert!(code == Some(0) && err.is_empty() && shown.contains("timestamptz"), "{err}");
+    let (code, out, _) = run(&["--schema", "emea", "--table", "pairs", "--org", "apac", "--json"]);
+    let out: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+    let wanted = serde_json::json!({"object": [{"org": "apac", "name": "pairs", "types": {"a": "int8"}}]});
+    assert_eq!((code, out), (Some(0), wanted));
+
+    for (args, code, said) in [
+        (&[][..], 2, "the database has no schema salesforce\n  next: there are: emea"),
+        (&["--schema", "emae"], 2, "no schema emae\n  next: did you mean emea?"),
+        (
+            &["--schema", "emea", "--table", "jobs__c"],
+            2,
+            "schema emea has no table jobs__c\n  next: did you mean job__c?",
+        ),
+    ] {
+        let (found, out, err) = run(args);
+        assert_eq!((found, out.as_str()), (Some(code), ""), "{err}");
+        assert!(err.contains(said), "{said}\nis not in\n{err}");
+    }
+    for (from, code, said) in [
+        ("postgres://u:hunter2@127.0.0.1:1/d", 1, "cannot connect to"),
+        ("mysql://u:hunter2@h/d", 2, "the connection string can't be used"),
+    ] {
+        let (found, out, err) = seen(&house.run(&["config", "types", "--from", from], &[]));
+        assert_eq!((found, out.as_str()), (Some(code), ""), "{err}");
+        assert!(err.contains(said) && err.contains("  next: ") && !err.contains(PASSWORD), "{err}");
+    }
+    client.batch_execute("drop role nobody_here").await.unwrap();
+}
+
+/// A role that lacks a right is told what to do, whichever it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_right_has_a_next_step() {
+    let house = House::new();
+    let broker = EmbeddedBroker::start(1).unwrap();
+    broker.create_topic("c.emea.account", 1).unwrap();
+    let sink = fresh_database().await;
+    let client = sink.connect().await;
+    client.batch_execute("create role poor_worker login").await.unwrap();
+    let at = sink.url.rfind('@').expect("a user");
+    let url = format!("postgresql://poor_worker{}", &sink.url[at..]);
+    let file = house.file("[metrics]\nlisten = 'off'");
+    let servers = broker.servers();
+    let run = |verb: &str| seen(&house.run(&[verb, "--config", &file, "--url", &url, "--brokers", &servers], &[]));
+    let (code, _, err) = run("migrate");
+    assert!(
+        code == Some(1) && err.contains("permission denied") && err.contains("\n  next: run it as the owner"),
+        "{code:?} {err}"
+    );
+    let (code, ..) = seen(&house.run(&["migrate", "--url", &sink.url], &[]));
+    assert_eq!(code, Some(0));
+    for grant in [
+        "select 1",
+        "grant usage on schema afterimage to poor_worker",
+        "grant select on afterimage.migration to poor_worker",
+        "grant select on afterimage.meta, afterimage.org to poor_worker",
+    ] {
+        client.batch_execute(grant).await.unwrap();
+        let (code, _, err) = run("run");
+        assert!(code == Some(1) && err.contains("permission denied"), "{grant}: {code:?} {err}");
+        assert!(err.contains("\n  next: as the owner of the schema, grant this role"), "{grant}: {err}");
+    }
+    client.batch_execute("drop owned by poor_worker; drop role poor_worker").await.unwrap();
 }

@@ -48,6 +48,7 @@ fn declared(topic: &str, org: &str) -> Declared {
         grace: 900_000_000,
         masked: Vec::new(),
         types: BTreeMap::new(),
+        lookup: Vec::new(),
         config_hash: Vec::new(),
     }
 }
@@ -75,6 +76,7 @@ impl Sink {
             grace: 900_000_000,
             create_window: 86_400_000_000,
             fields: [1, 2, 3].into_iter().map(|no| (no, fact)).collect(),
+            lookups: Vec::new(),
             stamp_no: Some(4),
             modified_no: None,
             modified_by_no: Some(5),
@@ -691,4 +693,38 @@ async fn a_claim_notes_what_the_broker_no_longer_has() {
     assert!(claims.is_empty() && halted.len() == 1, "{claims:?}");
     assert_eq!(sink.number("SELECT epoch FROM afterimage.position").await, 2, "and nothing is claimed");
     tokio::time::timeout(Duration::from_secs(60), sink.claim(&[0])).await.unwrap();
+}
+
+/// Every value that a record ever had in a lookup field is a key to it, in the commit that brings it; other fields' are
+/// not, and a refused commit leaves none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_keeps_every_value_of_a_lookup_field() {
+    let mut sink = Sink::new().await;
+    sink.facts.lookups = vec![1];
+    let keys = async |sink: &Sink| -> Vec<String> {
+        let query = "SELECT l.field_no || ' ' || l.value || ' ' || r.sfid FROM afterimage.record_lookup l \
+                     JOIN afterimage.record r USING (rid) ORDER BY 1";
+        sink.watcher.query(query, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    let mut one = sink.hand(&[0]).await;
+    let update = |key: &str, identity: &str, lsn, a: &str| event(Op::Update, key, identity, lsn, a);
+    one.write(0, &[create("1", "A", 10, "x"), create("2", "B", 11, "x"), update("1", "A", 20, "y")]).await;
+    assert_eq!(keys(&sink).await, ["1 x A", "1 x B", "1 y A"]);
+    // Back to a value it had, on to another, and gone.
+    one.write(0, &[update("1", "A", 30, "x"), update("2", "B", 31, "ä"), event(Op::Delete, "1", "A", 40, "")]).await;
+    assert_eq!(keys(&sink).await, ["1 x A", "1 x B", "1 y A", "1 ä B"]);
+
+    one.judge(0, &update("2", "B", 50, "lost")).await;
+    let batch = one.seal();
+    sink.claim(&[0]).await;
+    assert!(matches!(one.commit(&batch).await, Err(CommitError::Fenced { .. })));
+    assert_eq!(keys(&sink).await.len(), 4);
+
+    // Too long for an index: told, not written.
+    let mut two = sink.hand(&[0]).await;
+    two.judge(0, &update("2", "B", 60, &"z".repeat(2_001))).await;
+    assert_eq!(two.open.take_overlong().into_iter().collect::<Vec<_>>(), [1]);
+    let batch = two.seal();
+    assert!(batch.lookups.is_empty());
+    two.commit(&batch).await.unwrap();
 }

@@ -166,7 +166,7 @@ Examples:
 
 It makes its own configuration: of the flags above, only --log-format and --log-level are taken.")]
     Demo(DemoOptions),
-    /// Show the effective configuration.
+    /// Show the effective configuration, begin a file, or write the types of tables.
     Config {
         /// What to do with it.
         #[command(subcommand)]
@@ -228,6 +228,47 @@ Examples:
         #[arg(long)]
         json: bool,
     },
+    /// Write a configuration file with every key in it, commented out, with what it means.
+    #[command(after_help = "\
+Examples:
+  afterimage config init                             writes ./afterimage.toml
+  afterimage config init --output -                  prints it")]
+    Init {
+        /// Where to; - is stdout
+        #[arg(long, value_name = "FILE", default_value = "afterimage.toml")]
+        output: PathBuf,
+        /// Write over a file that is there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print the `types` of captured tables: what JSON without a schema block can't tell, such as dates, times, numbers.
+    #[command(after_help = "\
+Examples:
+  afterimage config types --from \"$DATABASE_URL\"      every table of schema salesforce
+  afterimage config types --from postgres://me@localhost/app --schema emea --table job__c --org emea
+
+Paste what it prints into the configuration file. It reads the catalogue only and changes nothing.")]
+    Types(TypesArgs),
+}
+
+/// Flags of `config types`.
+#[derive(Debug, Clone, Args)]
+pub struct TypesArgs {
+    /// The captured database: postgres://… (a password typed here shows in `ps`)
+    #[arg(long, value_name = "URL")]
+    pub from: String,
+    /// Its schema
+    #[arg(long, value_name = "NAME", default_value = "salesforce")]
+    pub schema: String,
+    /// Only this table
+    #[arg(long, value_name = "NAME")]
+    pub table: Option<String>,
+    /// The org that the tables belong to [default: the schema]
+    #[arg(long, value_name = "NAME")]
+    pub org: Option<String>,
+    /// As one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@ mod args;
 mod failure;
 mod print;
 mod seam;
+mod settings;
 mod status;
 mod verbs;
 
-pub use args::{Cli, Command, ConfigCommand, GlobalArgs, MigrateArgs, RunArgs, StatusArgs};
+pub use args::{Cli, Command, ConfigCommand, GlobalArgs, MigrateArgs, RunArgs, StatusArgs, TypesArgs};
 pub use failure::{Exit, Failure};
 
 use std::process::ExitCode;
@@ -43,7 +44,11 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Completions { shell } => print::completions(shell),
-        Command::Config { command: ConfigCommand::Show { json } } => print::config(&load(&cli.global)?, json),
+        Command::Config { command } => match command {
+            ConfigCommand::Show { json } => print::config(&load(&cli.global)?, json),
+            ConfigCommand::Init { output, force } => settings::init(&output, force),
+            ConfigCommand::Types(args) => verbs::types(&args),
+        },
         Command::Run(args) => {
             let config = load(&cli.global)?;
             // Both before anything is started, so that a missing setting is an error of usage.
@@ -69,5 +74,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
 fn load(global: &GlobalArgs) -> Result<Config, Failure> {
     let mut sources = Sources::from_process();
     global.apply(&mut sources)?;
-    Ok(Config::load(&sources)?)
+    let config = Config::load(&sources)?;
+    seam::check_properties(&config)?;
+    Ok(config)
 }

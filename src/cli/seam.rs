@@ -9,7 +9,9 @@ use afterimage_state::StateError;
 
 use super::args::MigrateArgs;
 use super::failure::{Exit, Failure};
-use crate::config::{Config, Identity, KafkaSettings, PoolMode, PostgresSettings, SslMode, TopicMap, map_topics};
+use crate::config::{
+    Config, EXTRA, Identity, KafkaSettings, PoolMode, PostgresSettings, SslMode, TopicMap, map_topics, nearest,
+};
 use crate::core::decode::{IdentityRule, TopicRules};
 use crate::core::event::Micros;
 use crate::demo::{self, DemoOptions, WorkerCommand};
@@ -23,6 +25,9 @@ use crate::telemetry::Health;
 pub(super) const SINK_HINT: &str =
     "check the address, that the server is up, and sslmode: `afterimage config show` prints what is used";
 const NOT_READ: &str = "belongs to no org and is not read: name it under [[org]] if it should be";
+pub(super) const RIGHTS_HINT: &str = "as the owner of the schema, grant this role what the README lists under Roles; again after each `afterimage migrate`";
+const OWNER_HINT: &str = "run it as the owner of the database, or `grant create on database … to` this role; an existing \
+                          schema is upgraded by its owner only";
 const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
 
 /// Runs a worker until SIGTERM or SIGINT.
@@ -57,9 +62,10 @@ pub(super) async fn run(config: Config, health: Health) -> Result<(), Failure> {
 
 fn run_failure(error: RunError) -> Failure {
     match &error {
-        RunError::Schema(error) => schema_failure(error),
-        RunError::Registry(crate::postgres::registry::RegistryError::Query(_)) => {
-            Failure::new(Exit::Failed, "run", &error)
+        RunError::Schema(error) => schema_failure(error, RIGHTS_HINT),
+        RunError::Query(source) | RunError::Registry(crate::postgres::registry::RegistryError::Query(source)) => {
+            let failure = Failure::new(Exit::Failed, "run", &error);
+            if is_denied(source) { failure.next(RIGHTS_HINT) } else { failure }
         }
         RunError::Registry(_) => Failure::new(Exit::Halted, "run", &error),
         RunError::State { source: StateError::Locked(_), .. } => Failure::new(Exit::Failed, "run", &error)
@@ -67,17 +73,31 @@ fn run_failure(error: RunError) -> Failure {
         RunError::State { .. } => Failure::new(Exit::Failed, "run", &error)
             .next("point --state-dir at a directory that can be written; what is in it may be lost"),
         RunError::Connect(_) => Failure::new(Exit::Failed, "run", &error).next(SINK_HINT),
+        RunError::Topic(_) => Failure::new(Exit::Failed, "run", &error).next(
+            "its last error stands in the log above; when the sink said `permission denied`, grant what the README lists \
+             under Roles",
+        ),
         RunError::Kafka(_) => Failure::new(Exit::Failed, "run", &error).next(BROKER_HINT),
         _ => Failure::new(Exit::Failed, "run", &error),
     }
 }
 
-pub(super) fn schema_failure(error: &MigrateError) -> Failure {
+/// Whether the role lacks a right.
+fn is_denied(error: &crate::postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code() == "42501")
+}
+
+/// `rights` says what to do where the role lacks one.
+pub(super) fn schema_failure(error: &MigrateError, rights: &str) -> Failure {
     let what = "the sink's schema";
     match error {
         MigrateError::Postgres(source) | MigrateError::Failed { source, .. } => {
-            Failure::new(Exit::Failed, what, format!("{error}: {}", describe(source)))
+            let failure = Failure::new(Exit::Failed, what, format!("{error}: {}", describe(source)));
+            if is_denied(source) { failure.next(rights) } else { failure }
         }
+        MigrateError::Foreign { .. } => Failure::new(Exit::Schema, what, error).next(
+            "point the sink's URL at another database, or rename that schema: `alter schema afterimage rename to …`",
+        ),
         _ => Failure::new(Exit::Schema, what, error),
     }
 }
@@ -101,7 +121,7 @@ pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Fai
     let sink = sink_settings(config.postgres()?, &config)?;
     let mut client =
         sink.connect().await.map_err(|error| Failure::new(Exit::Failed, "migrate", error).next(SINK_HINT))?;
-    let report = migrate::migrate(&mut client).await.map_err(|error| schema_failure(&error))?;
+    let report = migrate::migrate(&mut client).await.map_err(|error| schema_failure(&error, OWNER_HINT))?;
     if args.json {
         let applied: Vec<_> =
             report.applied.iter().map(|(number, name)| serde_json::json!({ "number": number, "name": name })).collect();
@@ -179,6 +199,32 @@ pub(super) fn kafka_settings(kafka: &KafkaSettings, config: &Config) -> kafka::K
     settings
 }
 
+/// Asks librdkafka whether it knows the properties that are passed through to it, and takes their values.
+pub(super) fn check_properties(config: &Config) -> Result<(), Failure> {
+    let Ok(settings) = config.kafka() else { return Ok(()) };
+    let mut problems = Vec::new();
+    for (name, value) in &settings.extra {
+        let place = config.shown().place(&format!("{EXTRA}.{name}"));
+        // Never the value: it may be a password.
+        let (reason, next) = match kafka::check_property(name, value.expose()) {
+            Ok(()) => continue,
+            Err(kafka::PropertyFault::Unknown) => (
+                "librdkafka has no such property".to_owned(),
+                match nearest(name, kafka::PROPERTIES.iter().copied()) {
+                    Some(near) => format!("did you mean {near}?"),
+                    None => "remove it, or see librdkafka's CONFIGURATION.md for its properties".to_owned(),
+                },
+            ),
+            Err(kafka::PropertyFault::Value) => (
+                format!("librdkafka, as it is built into this program, does not take this value for {name}"),
+                "see librdkafka's CONFIGURATION.md for what it takes".to_owned(),
+            ),
+        };
+        problems.push((place, reason, next));
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Failure { exit: Exit::Usage, messages: problems }) }
+}
+
 /// Asks the cluster for its topics and maps them to orgs and objects.
 async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<TopicPlan>, Failure> {
     let failed = |error: kafka::KafkaError| Failure::new(Exit::Failed, "kafka", error).next(BROKER_HINT);
@@ -222,9 +268,6 @@ fn mapping(config: Config) -> TopicMapping {
 
 fn plan_of(topic: TopicMap, config: &Config) -> TopicPlan {
     let object = topic.object_config;
-    if !object.lookup.is_empty() {
-        tracing::warn!(topic = %topic.topic, "`lookup` has no effect in this version");
-    }
     TopicPlan {
         declared: Declared {
             topic: topic.topic,
@@ -234,6 +277,7 @@ fn plan_of(topic: TopicMap, config: &Config) -> TopicPlan {
             grace: micros(object.grace),
             masked: object.mask_add.iter().cloned().collect(),
             types: object.types.clone(),
+            lookup: object.lookup.clone(),
             config_hash: config.history_hash().to_vec(),
         },
         rules: TopicRules {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::args::StatusArgs;
 use super::failure::{Exit, Failure};
 use super::print;
-use super::seam::{SINK_HINT, kafka_settings, schema_failure, signals, sink_settings};
+use super::seam::{RIGHTS_HINT, SINK_HINT, kafka_settings, schema_failure, signals, sink_settings};
 use crate::config::Config;
 use crate::core::event::Micros;
 use crate::core::value::calendar::timestamp_text;
@@ -114,7 +114,7 @@ impl Asker {
             slot => {
                 let client = self.sink.connect().await;
                 let client = client.map_err(|error| Failure::new(Exit::Failed, "status", error).next(SINK_HINT))?;
-                migrate::check(&client).await.map_err(|error| schema_failure(&error))?;
+                migrate::check(&client).await.map_err(|error| schema_failure(&error, RIGHTS_HINT))?;
                 slot.insert(client)
             }
         };

@@ -1,8 +1,8 @@
 //! The verbs that do work: telemetry and a runtime around a call into the module that does it.
 
-use super::args::{GlobalArgs, MigrateArgs, RunArgs, StatusArgs};
+use super::args::{GlobalArgs, MigrateArgs, RunArgs, StatusArgs, TypesArgs};
 use super::failure::{Exit, Failure};
-use super::{seam, status};
+use super::{seam, settings, status};
 use crate::config::{Config, LogFormat, LogSettings};
 use crate::demo::DemoOptions;
 use crate::telemetry;
@@ -40,6 +40,11 @@ pub(super) fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> 
 pub(super) fn status(config: Config, args: StatusArgs) -> Result<(), Failure> {
     install_logs(&config.log)?;
     runtime()?.block_on(status::run(config, args))
+}
+
+/// `config types`.
+pub(super) fn types(args: &TypesArgs) -> Result<(), Failure> {
+    runtime()?.block_on(settings::types(args))
 }
 
 /// `demo`. It makes its own configuration; of the global flags only those of the log matter.

@@ -55,8 +55,23 @@ pub(super) fn is_forced(property: &str) -> bool {
 
 /// Whether the value of a librdkafka property may be printed: only where the name can't mean a credential.
 pub(super) fn is_printable(property: &str) -> bool {
-    let secretive =
-        ["password", "secret", "pem", "token", "oauthbearer", "passphrase", "username", "kinit", "credential"];
+    let secretive = [
+        "password",
+        "passwd",
+        "secret",
+        "pem",
+        "token",
+        "oauthbearer",
+        "passphrase",
+        "username",
+        "kinit",
+        "credential",
+        "jaas",
+        "private",
+        "apikey",
+        "api.key",
+    ];
+    let property = property.to_ascii_lowercase();
     !secretive.iter().any(|word| property.contains(word))
 }
 

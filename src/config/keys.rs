@@ -133,22 +133,23 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, candidate)| candidate)
 }
 
-/// Levenshtein's distance in bytes.
+/// Levenshtein's distance in bytes, two neighbours in wrong order counted as one mistake.
 fn distance(a: &str, b: &str) -> usize {
-    let b = b.as_bytes();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        row[0] = left;
-        for (y, above) in b.iter().zip(row.iter_mut().skip(1)) {
-            let best = (diagonal + usize::from(x != *y)).min(*above + 1).min(left + 1);
-            diagonal = *above;
-            *above = best;
-            left = best;
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut row = vec![i; b.len() + 1];
+        for j in 1..=b.len() {
+            let replaced = last[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            row[j] = replaced.min(last[j] + 1).min(row[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                row[j] = row[j].min(before[j - 2] + 1);
+            }
         }
+        before = std::mem::replace(&mut last, row);
     }
-    row[b.len()]
+    last[b.len()]
 }
 
 #[cfg(test)]
@@ -160,6 +161,8 @@ mod tests {
         let paths = || KEYS.iter().map(|key| key.path);
         assert_eq!(nearest("kafka.brokes", paths()), Some("kafka.brokers"));
         assert_eq!(nearest("postgres.pool_mod", paths()), Some("postgres.pool_mode"));
+        assert_eq!(nearest("kafak", ["kafka", "log"]), Some("kafka"));
+        assert_eq!((distance("ca", "abc"), distance("", "ab"), distance("ab", "")), (3, 2, 2));
         assert_eq!(nearest("something.else_entirely", paths()), None);
         assert_eq!(nearest("", paths()), None);
     }

@@ -203,14 +203,17 @@ impl Layers {
                 // librdkafka's names have dots and no underscores; variables can't have dots.
                 path = format!("{EXTRA}.{}", property.replace('_', "."));
             }
+            if !is_open(&path) && keys::find(&path).is_none() {
+                problems.push(unknown_variable(name));
+                continue;
+            }
             self.read_text(&path, text, Origin::Env(name.clone()), problems);
         }
     }
 
     /// A key given as text, by a variable or a flag. The lists are TOML: `[{ name = "emea", topics = ["…"] }]`.
     fn read_text(&mut self, path: &str, text: &str, origin: Origin, problems: &mut Vec<Problem>) {
-        let open = path.strip_prefix(EXTRA).is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'));
-        if !open && keys::find(path).is_none() {
+        if !is_open(path) && keys::find(path).is_none() {
             problems.push(unknown(origin.to_string(), path));
             return;
         }
@@ -256,11 +259,24 @@ impl Layers {
     }
 }
 
+/// Whether a path is that of a librdkafka property.
+fn is_open(path: &str) -> bool {
+    path.strip_prefix(EXTRA).is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'))
+}
+
+fn unknown_variable(name: &str) -> Problem {
+    let rest = |name: &str| name.strip_prefix(ENV_PREFIX).unwrap_or_default().to_owned();
+    let known: Vec<String> = KEYS.iter().map(|key| rest(&key.env())).chain([rest(ENV_FILE)]).collect();
+    let next = match keys::nearest(&rest(name), known.iter().map(String::as_str)) {
+        Some(near) => format!("did you mean {ENV_PREFIX}{near}? `afterimage config show` prints every key"),
+        None => "unset it; `afterimage config show` prints every key".to_owned(),
+    };
+    Problem { place: name.to_owned(), reason: "is the variable of no key".to_owned(), next }
+}
+
 fn unknown(place: String, path: &str) -> Problem {
-    let known = KEYS
-        .iter()
-        .map(|key| key.path)
-        .chain(["kafka", "postgres", "state", "commit", "history", "metrics", "log", "worker"]);
+    let sections = KEYS.iter().filter_map(|key| key.path.split_once('.').map(|(section, _)| section));
+    let known = KEYS.iter().map(|key| key.path).chain(sections).chain([EXTRA]);
     let next = match keys::nearest(path, known) {
         Some(near) => format!("did you mean {near}? `afterimage config show` prints every key"),
         None => "remove it; `afterimage config show` prints every key".to_owned(),

@@ -5,6 +5,7 @@
 //! environment; the only outside it touches are the files that it is pointed to (configuration, PEM).
 
 mod error;
+mod init;
 mod kafka;
 mod keys;
 mod layers;
@@ -26,8 +27,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use error::{ConfigError, Problem};
+pub use init::commented_file;
 pub use kafka::{KafkaSettings, Tls};
-pub use keys::{ENV_FILE, ENV_PREFIX, KEYS, Key};
+pub use keys::{ENV_FILE, ENV_PREFIX, EXTRA, KEYS, Key, nearest};
 pub use layers::{Origin, Sources};
 pub use level::{VALUE_PRINTING, check_level};
 pub use orgs::{DEFAULT_GRACE, GRACE_MAX, IDENTIFIER_MAX, Identity, ORG_MAX, ObjectConfig, OrgConfig, TopicPattern};

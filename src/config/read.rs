@@ -12,7 +12,29 @@ use super::layers::{Entry, Layers, Origin};
 use super::orgs::{
     DEFAULT_GRACE, GRACE_MAX, Identity, ObjectConfig, OrgConfig, TopicPattern, check_identifier, check_org_name,
 };
-use super::units::{parse_kind, parse_size};
+use super::units::parse_size;
+use crate::core::value::Kind;
+
+/// The types to choose from, as they are written most briefly.
+const TYPES: &[&str] = &[
+    "text",
+    "boolean",
+    "int2",
+    "int4",
+    "int8",
+    "float4",
+    "float8",
+    "numeric",
+    "date",
+    "time",
+    "timetz",
+    "timestamp",
+    "timestamptz",
+    "interval",
+    "uuid",
+    "json",
+    "bytea",
+];
 
 pub(super) struct Reader<'a> {
     pub layers: &'a Layers,
@@ -250,7 +272,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    fn types(&mut self, at: &str, table: &Table) -> BTreeMap<String, crate::core::value::Kind> {
+    fn types(&mut self, at: &str, table: &Table) -> BTreeMap<String, Kind> {
         let mut types = BTreeMap::new();
         let Some(value) = table.get("types") else { return types };
         let Some(declared) = value.as_table() else {
@@ -259,15 +281,17 @@ impl<'a> Reader<'a> {
         };
         for (column, kind) in declared {
             let name = kind.as_str().unwrap_or_default();
-            match (parse_kind(name), check_identifier("the column", column)) {
+            match (Kind::from_sql_name(name), check_identifier("the column", column)) {
                 (Some(kind), Ok(())) => {
                     types.insert(column.clone(), kind);
                 }
-                (None, _) => self.problem(
-                    "object",
-                    format!("{at}: the type of {column} is not known: `{name}`"),
-                    "use a PostgreSQL type: text, boolean, int4, int8, float8, numeric, date, timestamp, timestamptz, time, interval, uuid, json, bytea",
-                ),
+                (None, _) => {
+                    let next = match keys::nearest(name, TYPES.iter().copied()) {
+                        Some(near) => format!("did you mean {near}?"),
+                        None => format!("use a PostgreSQL type: {}", TYPES.join(", ")),
+                    };
+                    self.problem("object", format!("{at}: the type of {column} is not known: `{name}`"), next);
+                }
                 (_, Err(reason)) => self.problem("object", format!("{at}: {reason}"), "write the column's name"),
             }
         }

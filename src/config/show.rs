@@ -50,6 +50,15 @@ impl Shown {
         }
     }
 
+    /// Where the value of a key stands, for messages about it.
+    pub fn place(&self, path: &str) -> String {
+        match self.entries.iter().find(|(held, ..)| held == path).map(|(.., origin)| origin) {
+            Some(Origin::File(file)) => format!("{}: {path}", file.display()),
+            Some(Origin::Default) | None => path.to_owned(),
+            Some(origin) => format!("{origin} ({path})"),
+        }
+    }
+
     /// As a configuration file, each value with its origin as a comment, unset keys commented out.
     pub fn toml(&self) -> String {
         let mut text = String::new();

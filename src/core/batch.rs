@@ -1,10 +1,10 @@
 //! What one commit writes: rows, registry changes, progress. Open while events are judged, then sealed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use foldhash::fast::RandomState;
 
-use super::event::{Lsn, Micros};
+use super::event::{FieldNo, Lsn, Micros};
 use super::overlay::{OldKey, Overlay, PendingRow, Seen};
 use super::position::{Counter, Counters, Passed, PositionId};
 use super::record::{Floor, KeyHashes, Record};
@@ -119,6 +119,20 @@ pub struct DeadLetter {
     pub sha256: Option<[u8; 32]>,
 }
 
+/// A row of `afterimage.record_lookup`: a value that a record has, or had, in a lookup field.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LookupValue {
+    /// Field.
+    pub field_no: FieldNo,
+    /// Value, of at most [`LOOKUP_BYTES`].
+    pub value: Box<str>,
+    /// Record.
+    pub rid: i32,
+}
+
+/// Longest value of a lookup field, in bytes: a longer one does not fit into an index row.
+pub const LOOKUP_BYTES: usize = 2_000;
+
 /// A dead letter keeps at most this much of its value.
 pub const DEAD_LETTER_BYTES: usize = 1 << 20;
 
@@ -175,6 +189,8 @@ pub struct SealedBatch {
     pub late: Vec<LateEvent>,
     /// Dead letters.
     pub dead: Vec<DeadLetter>,
+    /// Values of lookup fields, ascending, each once.
+    pub lookups: Vec<LookupValue>,
     /// Key hashes of all records judged.
     pub touched: KeyHashes,
     /// Events with a lower LSN and a later time than their record's last: the source database was replaced.
@@ -215,6 +231,9 @@ pub struct OpenBatch {
     keys: HashSet<Box<str>, RandomState>,
     late: Vec<LateEvent>,
     dead: Vec<DeadLetter>,
+    lookups: Vec<LookupValue>,
+    overlong: BTreeSet<FieldNo>,
+    misfits: BTreeMap<FieldNo, (PositionId, i64)>,
     touched: KeyHashes,
     regressed: u64,
     bytes: usize,
@@ -371,6 +390,31 @@ impl OpenBatch {
         self.dead.push(dead);
     }
 
+    /// A value of a lookup field; one that is too long for it is only noted.
+    pub fn push_lookup(&mut self, field_no: FieldNo, rid: i32, value: &str) {
+        if value.len() > LOOKUP_BYTES {
+            self.overlong.insert(field_no);
+            return;
+        }
+        self.bytes += value.len() + 48;
+        self.lookups.push(LookupValue { field_no, value: value.into(), rid });
+    }
+
+    /// Notes a value that does not fit the type declared for its field; the first of each field counts.
+    pub fn note_misfit(&mut self, field_no: FieldNo, position_id: PositionId, offset: i64) {
+        self.misfits.entry(field_no).or_insert((position_id, offset));
+    }
+
+    /// Fields with values that do not fit their types, each with the first message that brought one.
+    pub fn take_misfits(&mut self) -> BTreeMap<FieldNo, (PositionId, i64)> {
+        std::mem::take(&mut self.misfits)
+    }
+
+    /// Lookup fields with values that are too long.
+    pub fn take_overlong(&mut self) -> BTreeSet<FieldNo> {
+        std::mem::take(&mut self.overlong)
+    }
+
     /// Makes the batch final. The overlay's records take what the batch leaves in Postgres as seen.
     pub fn seal(self, overlay: &mut Overlay, source_id: i16, object_id: i16) -> SealedBatch {
         let mut sealed = SealedBatch {
@@ -381,10 +425,13 @@ impl OpenBatch {
             cancels: self.cancels,
             late: self.late,
             dead: self.dead,
+            lookups: self.lookups,
             touched: self.touched,
             regressed: self.regressed,
             ..SealedBatch::default()
         };
+        sealed.lookups.sort();
+        sealed.lookups.dedup();
         for row in self.deltas.into_iter().flatten() {
             let after = self.cancelled.contains(&row.rid);
             if after { &mut sealed.deltas_after } else { &mut sealed.deltas }.push(row);

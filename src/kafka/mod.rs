@@ -12,6 +12,7 @@
 //! | `member.rs` | the group member: its thread and its rebalance callback |
 //! | `inbox.rs` | the messages of one topic, by partition |
 //! | `native.rs` | the `unsafe` corner: polling one partition's own queue, cached watermarks |
+//! | `properties.rs` | which of librdkafka's own properties there are |
 //! | `metadata.rs` | topics, partitions, watermarks, cluster id: plain questions with time-outs |
 //! | `embedded.rs` | an in-process broker and a producer, for the demo and the fast tests |
 //!
@@ -56,6 +57,7 @@ mod inbox;
 mod member;
 mod metadata;
 mod native;
+mod properties;
 
 use std::fmt;
 use std::sync::Arc;
@@ -65,6 +67,7 @@ pub use consumer::{Consumer, ConsumerState, Holding, Ownership};
 pub use embedded::{EmbeddedBroker, Producer};
 pub use inbox::{Fault, FaultKind, Inbox, Message, Progress};
 pub use metadata::{Metadata, Topic, Watermarks};
+pub use properties::{PROPERTIES, PropertyFault, check_property};
 
 /// One partition of one topic.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -34,6 +34,8 @@ const MIGRATIONS: &[Migration] = migrations![
     4 "0004_commit",
     5 "0005_views",
     6 "0006_object_views",
+    7 "0007_typed_values",
+    8 "0008_lookups",
 ];
 
 /// The schema version that this binary works with: the number of its last migration.
@@ -105,6 +107,15 @@ pub enum MigrateError {
         /// The migration's file name, without its ending.
         name: String,
     },
+    /// Someone else's schema has our name.
+    #[error(
+        "the database has a schema afterimage that is not this program's: it holds {example}, and no record of \
+         afterimage's migrations; nothing was written"
+    )]
+    Foreign {
+        /// The name of something in it.
+        example: String,
+    },
     /// The payloads are UTF-8 and are read by `convert_from(…, 'UTF8')`.
     #[error(
         "the database's encoding is {0}, afterimage needs UTF8: create one with `TEMPLATE template0 ENCODING 'UTF8'`"
@@ -134,19 +145,19 @@ pub async fn migrate(client: &mut Client) -> Result<Report, MigrateError> {
 /// Whether `run` can work with this schema as it is: neither too old nor too new.
 pub async fn check(client: &Client) -> Result<SchemaVersion, MigrateError> {
     let too_old = |found| MigrateError::TooOld { found, needed: SCHEMA_VERSION };
-    if !has_table(client, "afterimage.meta").await? {
+    if !is_begun(client).await? {
         return Err(too_old(None));
     }
-    let rows =
-        client.query_typed("select schema_version, sink_id, system_identifier from afterimage.meta", &[]).await?;
-    let Some(row) = rows.first() else { return Err(too_old(None)) };
-    let schema =
-        SchemaVersion { version: row.try_get(0)?, sink_id: row.try_get(1)?, system_identifier: row.try_get(2)? };
-    match schema.version {
-        found if found < SCHEMA_VERSION => Err(too_old(Some(found))),
-        found if found > SCHEMA_VERSION => Err(MigrateError::TooNew { found, known: SCHEMA_VERSION }),
-        _ => Ok(schema),
+    // What `migrate` goes by; the number in afterimage.meta is for people.
+    match highest(client).await? {
+        0 => return Err(too_old(None)),
+        found if found < SCHEMA_VERSION => return Err(too_old(Some(found))),
+        found if found > SCHEMA_VERSION => return Err(MigrateError::TooNew { found, known: SCHEMA_VERSION }),
+        _ => {}
     }
+    let rows = client.query_typed("select sink_id, system_identifier from afterimage.meta", &[]).await?;
+    let Some(row) = rows.first() else { return Err(too_old(None)) };
+    Ok(SchemaVersion { version: SCHEMA_VERSION, sink_id: row.try_get(0)?, system_identifier: row.try_get(1)? })
 }
 
 async fn apply(client: &mut Client, migrations: &[Migration]) -> Result<Report, MigrateError> {
@@ -155,7 +166,7 @@ async fn apply(client: &mut Client, migrations: &[Migration]) -> Result<Report, 
     let mut applied = Vec::new();
 
     let tx = locked(client).await?;
-    if !has_table(&tx, "afterimage.migration").await? {
+    if !is_begun(&tx).await? {
         tx.batch_execute(
             "create schema if not exists afterimage;
              create table afterimage.migration (
@@ -204,6 +215,14 @@ async fn apply(client: &mut Client, migrations: &[Migration]) -> Result<Report, 
         tx.commit().await.map_err(failed)?;
         applied.push((migration.number, migration.name.to_owned()));
     }
+    if applied.is_empty() && known > 0 {
+        client
+            .execute_typed(
+                "update afterimage.meta set schema_version = $1 where schema_version <> $1",
+                &[(&known, Type::INT4)],
+            )
+            .await?;
+    }
     Ok(Report { applied, version: known })
 }
 
@@ -220,9 +239,37 @@ async fn highest(client: &impl GenericClient) -> Result<i32, tokio_postgres::Err
     rows.first().map_or(Ok(0), |row| row.try_get(0))
 }
 
-async fn has_table(client: &impl GenericClient, name: &str) -> Result<bool, tokio_postgres::Error> {
-    let rows = client.query_typed("select pg_catalog.to_regclass($1) is not null", &[(&name, Type::TEXT)]).await?;
-    rows.first().map_or(Ok(false), |row| row.try_get(0))
+/// Whether the schema is ours and has its table of migrations. A schema that someone made for us, and that is empty, is
+/// not begun; one with anything else in it is not ours. Asks the catalogues only, which needs no rights.
+async fn is_begun(client: &impl GenericClient) -> Result<bool, MigrateError> {
+    let rows = client
+        .query_typed(
+            "select coalesce(ours.columns = 4, false), other.name, ours.columns is not null
+             from pg_catalog.pg_namespace n
+             left join lateral (
+               select pg_catalog.count(*) filter (where a.attname in ('number', 'name', 'checksum', 'applied_at')) as columns
+               from pg_catalog.pg_class c join pg_catalog.pg_attribute a on a.attrelid = c.oid
+               where c.relnamespace = n.oid and c.relname = 'migration' having pg_catalog.count(*) > 0) ours on true
+             left join lateral (
+               select c.relname::text as name from pg_catalog.pg_class c
+               where c.relnamespace = n.oid and c.relname not in ('migration', 'migration_pkey')
+               union all
+               select p.proname::text from pg_catalog.pg_proc p where p.pronamespace = n.oid
+               order by 1 limit 1) other on true
+             where n.nspname = 'afterimage'",
+            &[],
+        )
+        .await?;
+    let Some(row) = rows.first() else { return Ok(false) };
+    let (begun, other, named): (bool, Option<String>, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    match (begun, other, named) {
+        // An empty table of migrations among other things was left behind by a run over a foreign schema.
+        (true, Some(example), _) if highest(client).await? == 0 => Err(MigrateError::Foreign { example }),
+        (true, ..) => Ok(true),
+        (false, Some(example), _) => Err(MigrateError::Foreign { example }),
+        (false, None, true) => Err(MigrateError::Foreign { example: "another table named migration".to_owned() }),
+        (false, None, false) => Ok(false),
+    }
 }
 
 async fn check_server(client: &Client) -> Result<(), MigrateError> {

@@ -1,8 +1,9 @@
 //! The sink: the only module that speaks to PostgreSQL. Postgres judges; nothing here leads it.
 //!
 //! [`client`] connects, [`migrate`] brings the schema up, [`registry`] names orgs, objects, sources and
-//! fields, [`claim`] takes partitions over with a new epoch, [`lookup`] reads records and keys through,
-//! [`commit`] writes sealed batches and moves positions in one transaction, [`status`] tells where things stand.
+//! fields, [`search`] keeps typed views and lookup fields, [`claim`] takes partitions over with a new epoch,
+//! [`lookup`] reads records and keys through, [`source`] looks at the captured database, [`commit`] writes sealed
+//! batches and moves positions in one transaction, [`status`] tells where things stand.
 
 pub mod claim;
 pub mod client;
@@ -10,7 +11,9 @@ pub mod commit;
 pub mod lookup;
 pub mod migrate;
 pub mod registry;
+pub mod search;
 mod settle;
+pub mod source;
 pub mod status;
 mod wire;
 

@@ -7,8 +7,10 @@ use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
 use super::client::describe;
+use super::search;
 use super::wire::Moment;
 use crate::core::event::{Class, FieldNo, Micros};
+use crate::core::position::PositionId;
 use crate::core::value::Kind;
 
 /// The registry refused.
@@ -59,6 +61,8 @@ pub struct Declared {
     pub masked: Vec<String>,
     /// Declared column types.
     pub types: BTreeMap<String, Kind>,
+    /// Columns that records are to be found by.
+    pub lookup: Vec<String>,
     /// Hash of the effective configuration.
     pub config_hash: Vec<u8>,
 }
@@ -200,6 +204,7 @@ async fn source(
             .try_get(0)?,
     };
     declare(transaction, object_id, declared).await?;
+    search::declare(transaction, object_id, &declared.lookup).await?;
     Ok(Source { source_id, object_id, topic: declared.topic.clone(), identity, settled, org: declared.org.clone() })
 }
 
@@ -265,6 +270,8 @@ pub struct Field {
     pub kind: Kind,
     /// Source time of the first event that had it.
     pub first_seen: Option<Micros>,
+    /// Its values are kept as search keys.
+    pub lookup: bool,
 }
 
 /// A field as an event shows it.
@@ -308,8 +315,10 @@ pub async fn fields<C: tokio_postgres::GenericClient>(
 ) -> Result<Vec<Field>, tokio_postgres::Error> {
     let rows = client
         .query_typed(
-            "SELECT field_no, name, class, types -> -1 ->> 'type', first_seen FROM afterimage.field \
-             WHERE object_id = $1 ORDER BY field_no",
+            "SELECT f.field_no, f.name, f.class, f.types -> -1 ->> 'type', f.first_seen, \
+               EXISTS (SELECT FROM afterimage.lookup l WHERE l.object_id = $1 AND l.name = f.name \
+                         AND l.state IN ('building', 'ready')) \
+             FROM afterimage.field f WHERE f.object_id = $1 ORDER BY f.field_no",
             &[(&object_id, Type::INT2)],
         )
         .await?;
@@ -323,6 +332,7 @@ pub async fn fields<C: tokio_postgres::GenericClient>(
                 class: class(row.try_get(2)?),
                 kind: kind.and_then(Kind::from_sql_name).unwrap_or(Kind::Text),
                 first_seen: first_seen.map(|at| at.0),
+                lookup: row.try_get(5)?,
             })
         })
         .collect()
@@ -400,12 +410,29 @@ fn rfc3339(at: Micros) -> String {
     crate::core::value::calendar::timestamp_text(at, true)
 }
 
-/// Creates the typed views of an object anew (after its fields changed).
+/// Leaves it with a field that a value does not fit the type declared for it: the first such message counts.
 ///
 /// # Errors
-/// When the function fails.
-pub async fn refresh_views(client: &Client, object_id: i16) -> Result<(), tokio_postgres::Error> {
-    client.query_typed("SELECT afterimage.refresh_object_views($1)", &[(&object_id, Type::INT2)]).await?;
+/// When the statement fails.
+pub async fn note_misfit(
+    client: &Client,
+    object_id: i16,
+    field_no: FieldNo,
+    message: (PositionId, i64),
+) -> Result<(), tokio_postgres::Error> {
+    client
+        .execute_typed(
+            "UPDATE afterimage.field SET misfit_type = types -> -1 ->> 'type', misfit_at = now(), misfit_position = $3, \
+               misfit_offset = $4 \
+             WHERE object_id = $1 AND field_no = $2 AND misfit_type IS DISTINCT FROM types -> -1 ->> 'type'",
+            &[
+                (&object_id, Type::INT2),
+                (&field_no, Type::INT2),
+                (&message.0, Type::INT4),
+                (&message.1, Type::INT8),
+            ],
+        )
+        .await?;
     Ok(())
 }
 

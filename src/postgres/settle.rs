@@ -40,7 +40,33 @@ pub(super) async fn settle(transaction: &Transaction<'_>, batch: &SealedBatch) -
     history(transaction, "delta", batch.deltas_after.iter()).await?;
     history(transaction, "keyframe", batch.keyframes_after.iter()).await?;
     registry(transaction, &batch.registry).await?;
+    lookups(transaction, batch).await?;
     keys(transaction, batch).await
+}
+
+/// Values of lookup fields. One that a record had before is there already.
+async fn lookups(transaction: &Transaction<'_>, batch: &SealedBatch) -> Result<(), CommitError> {
+    if batch.lookups.is_empty() {
+        return Ok(());
+    }
+    let fields: Vec<i16> = batch.lookups.iter().map(|one| one.field_no).collect();
+    let values: Vec<&str> = batch.lookups.iter().map(|one| &*one.value).collect();
+    let rids: Vec<i32> = batch.lookups.iter().map(|one| one.rid).collect();
+    transaction
+        .execute_typed(
+            "INSERT INTO afterimage.record_lookup (object_id, field_no, value, rid) \
+             SELECT $1, l.field_no, l.value, l.rid \
+             FROM unnest($2::smallint[], $3::text[], $4::int[]) WITH ORDINALITY AS l(field_no, value, rid, n) ORDER BY l.n \
+             ON CONFLICT DO NOTHING",
+            &[
+                (&batch.object_id, Type::INT2),
+                (&fields, Type::INT2_ARRAY),
+                (&values, Type::TEXT_ARRAY),
+                (&rids, Type::INT4_ARRAY),
+            ],
+        )
+        .await?;
+    Ok(())
 }
 
 async fn registry(transaction: &Transaction<'_>, changes: &[RegistryChange]) -> Result<(), CommitError> {

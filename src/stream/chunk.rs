@@ -18,7 +18,7 @@ use crate::core::position::{Counter, PositionId};
 use crate::kafka::Message;
 use crate::postgres::client::describe;
 use crate::postgres::lookup::{self, LookupError, Newcomer};
-use crate::postgres::registry;
+use crate::postgres::{registry, search};
 use crate::telemetry::names;
 
 /// A message that was looked at, and waits for its turn.
@@ -85,6 +85,7 @@ impl Group {
             self.take(one)?;
         }
         self.note_progress(&arrived);
+        self.note_troubles()?;
         self.overlay.forget_clean();
         Ok(())
     }
@@ -209,15 +210,37 @@ impl Group {
             self.warn_of_undeclared_types();
         }
         if self.views_stale && !arrived.is_empty() {
-            let object_id = self.parts.source.object_id;
             self.views_stale = false;
-            let refreshed = self.ask(async |client| {
-                // Convenience, not truth: a failure must not stop the stream.
-                Ok::<_, crate::postgres::Error>(registry::refresh_views(client, object_id).await)
-            })?;
-            if let Err(error) = refreshed {
-                tracing::warn!(topic = %self.parts.topic, error = %describe(&error), "typed views not refreshed");
+            self.parts.views.refresh(self.parts.source.object_id);
+        }
+        Ok(())
+    }
+
+    /// What judging found wrong with fields: told once each, and left in the sink for admins.
+    fn note_troubles(&mut self) -> Result<(), Ended> {
+        let object_id = self.parts.source.object_id;
+        let (misfits, overlong) = (self.open.take_misfits(), self.open.take_overlong());
+        for (no, message) in misfits {
+            if self.parts.dictionary.says_misfit(no) {
+                let field = self.parts.dictionary.name(no);
+                tracing::warn!(
+                    topic = %self.parts.topic, field, position = message.0, offset = message.1,
+                    "a value does not fit the type declared for its field: the typed view shows NULL; correct `types` \
+                     (see afterimage.fields)"
+                );
+                self.ask(async |client| registry::note_misfit(client, object_id, no, message).await)?;
+                self.parts.views.refresh(object_id);
             }
+        }
+        for no in overlong {
+            let field = self.parts.dictionary.name(no);
+            tracing::warn!(
+                topic = %self.parts.topic, field,
+                "a value is too long for a lookup field, which is given up: take it out of `lookup`"
+            );
+            self.ask(async |client| search::refuse(client, object_id, no).await)?;
+            self.dictionary_stale = true;
+            self.parts.views.refresh(object_id);
         }
         Ok(())
     }

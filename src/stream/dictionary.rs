@@ -17,12 +17,15 @@ pub struct Dictionary {
     /// By the decoder's column index: what the sink knows of it.
     known: Vec<Option<(FieldNo, Class, Kind)>>,
     by_name: HashMap<String, Field>,
+    /// Fields whose misfits were told, with the type they had then.
+    misfits: HashMap<FieldNo, Kind>,
 }
 
 impl Dictionary {
     /// The dictionary as loaded from the sink.
     pub fn new(facts: ObjectFacts, fields: Vec<Field>) -> Self {
-        let mut dictionary = Dictionary { facts: Arc::new(facts), known: Vec::new(), by_name: HashMap::new() };
+        let mut dictionary =
+            Dictionary { facts: Arc::new(facts), known: Vec::new(), by_name: HashMap::new(), misfits: HashMap::new() };
         dictionary.take(fields);
         dictionary
     }
@@ -64,12 +67,29 @@ impl Dictionary {
         facts.stamp_no = system("systemmodstamp");
         facts.modified_no = system("lastmodifieddate");
         facts.modified_by_no = system("lastmodifiedbyid");
+        facts.lookups = self
+            .by_name
+            .values()
+            .filter(|field| field.class == Class::Visible && field.lookup)
+            .map(|field| field.no)
+            .collect();
         facts.fields = self
             .by_name
             .values()
             .filter(|field| field.class == Class::Visible)
             .map(|field| (field.no, FieldFact { kind: field.kind, first_seen: field.first_seen }))
             .collect();
+    }
+
+    /// The column of a field.
+    pub fn name(&self, no: FieldNo) -> &str {
+        self.by_name.values().find(|field| field.no == no).map_or("", |field| &field.name)
+    }
+
+    /// Whether it is news that values of a field do not fit its type.
+    pub fn says_misfit(&mut self, no: FieldNo) -> bool {
+        let kind = self.facts.fields.get(&no).map_or(Kind::Text, |fact| fact.kind);
+        self.misfits.insert(no, kind) != Some(kind)
     }
 
     /// An event's visible fields by number, ascending. Every column must be known.

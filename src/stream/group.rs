@@ -34,6 +34,7 @@ use super::images::Images;
 use super::merge::{Turn, next};
 use super::tally::count_messages;
 use super::task::Task;
+use super::views::Views;
 use crate::core::batch::{OpenBatch, SealedBatch};
 use crate::core::decode::Decoder;
 use crate::core::event::Micros;
@@ -103,6 +104,8 @@ pub struct Parts {
     pub images: Images,
     /// Where batches go.
     pub committers: Committers,
+    /// Typed views.
+    pub views: Views,
     /// Asks.
     pub commands: mpsc::Receiver<Command>,
     /// Messages.

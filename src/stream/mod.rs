@@ -15,6 +15,7 @@
 //! | `committer.rs` | sealed batches to Postgres |
 //! | `settle.rs` | what follows from a commit's outcome |
 //! | `tally.rs` | metrics of a batch |
+//! | `views.rs` | typed views and lookups, beside the stream |
 //!
 //! What is true after a crash between any two steps:
 //!
@@ -38,6 +39,7 @@ mod tally;
 mod task;
 mod topics;
 mod upkeep;
+mod views;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
@@ -62,6 +64,7 @@ use group::Databases;
 use images::Images;
 use ownership::Claims;
 use topics::Topics;
+use views::Views;
 
 pub use group::BatchLimits;
 
@@ -167,6 +170,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         group: settings.kafka.group.clone(),
         images: images.clone(),
         committers: Committers::start(&settings.sink, 2),
+        views: Views::start(&settings.sink),
         limits: settings.limits,
         front_memory: settings.front_memory / settings.topics.len().max(1),
         databases: Databases::default(),

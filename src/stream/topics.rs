@@ -14,6 +14,7 @@ use super::dictionary::Dictionary;
 use super::group::{BatchLimits, Command, Databases, Group, InboxCell, Parts};
 use super::images::Images;
 use super::ownership::{Claims, TopicSide};
+use super::views::Views;
 use super::{RunError, TopicMapping, TopicPlan};
 use crate::core::decode::{Decoder, ResolvedIdentity};
 use crate::core::judge::ObjectFacts;
@@ -31,6 +32,7 @@ pub(super) struct Topics {
     pub group: String,
     pub images: Images,
     pub committers: Committers,
+    pub views: Views,
     pub limits: BatchLimits,
     /// Bytes for the hash front of each topic.
     pub front_memory: usize,
@@ -95,6 +97,10 @@ impl Topics {
                 create_window: plan.create_window,
                 ..ObjectFacts::default()
             };
+            if source.settled {
+                // Not with the first message only: lookups may wait to be built, and no message may ever come.
+                self.views.refresh(source.object_id);
+            }
             let topic: Arc<str> = source.topic.as_str().into();
             let (sender, commands) = mpsc::channel();
             let inbox: InboxCell = Arc::new(OnceLock::new());
@@ -125,6 +131,7 @@ impl Topics {
                 sink_id: self.sink_id,
                 images: self.images.clone(),
                 committers: self.committers.clone(),
+                views: self.views.clone(),
                 commands: one.commands,
                 inbox: Arc::clone(&inbox),
                 consumer: consumer.clone(),

@@ -1,5 +1,6 @@
 //! Text to a type: every value that PostgreSQL prints comes back, and no text whatever is an error.
 
+use afterimage::core::value::Kind;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -208,4 +209,93 @@ async fn no_text_is_an_error() {
         client.query_one(&sql, &[&texts]).await.unwrap_or_else(|e| panic!("typed as {kind}: {e:?}"));
     }
     client.query_one("select count(afterimage.as_uuid(t)) from unnest($1::text[]) t", &[&texts]).await.unwrap();
+}
+
+/// A value stored before its type was declared is shown as Rust would have stored it under that type.
+#[tokio::test]
+async fn what_rust_converts_sql_converts_alike() {
+    let (_db, client) = Database::sink().await;
+    client.batch_execute(STORED).await.unwrap();
+    let casts = [
+        (Kind::Int2, "as_smallint"),
+        (Kind::Int4, "as_integer"),
+        (Kind::Int8, "as_bigint"),
+        (Kind::Float8, "as_double"),
+        (Kind::Numeric, "as_numeric"),
+        (Kind::Date, "as_date"),
+        (Kind::Time, "as_time"),
+        (Kind::TimeTz, "as_timetz"),
+        (Kind::Timestamp, "as_timestamp"),
+        (Kind::TimestampTz, "as_timestamptz"),
+        (Kind::Interval, "as_interval"),
+        (Kind::Bytea, "as_bytea"),
+        (Kind::Uuid, "as_uuid"),
+        (Kind::Bool, "as_boolean"),
+    ];
+    let mut texts: Vec<String> = [
+        "0",
+        "7",
+        "-7",
+        "7.0",
+        "1e3",
+        "1.5",
+        "20543",
+        "-2440588",
+        "2145042905",
+        "2145042906",
+        "-2147472692",
+        "2146033979",
+        "-622191234",
+        "-2147472691",
+        "-625821272",
+        "86399999999",
+        "86400000000",
+        "86400000001",
+        "1772360102500000",
+        "-1",
+        "-86400000001",
+        "9223372036854775807",
+        "9223372036825200000",
+        "-9223372036832400000",
+        "-9223372036854775808",
+        "9223372036854775806",
+        "-210866716800000000",
+        "2026-03-01T10:15:02Z",
+        "2026-03-01T10:15:02.123456Z",
+        "2026-03-01T10:15:02+02:00",
+        "2026-03-01T10:15:02",
+        "2026-02-29T10:15:02Z",
+        "10:15:02Z",
+        "10:15:02.5Z",
+        "P1Y2M3DT4H5M6.78S",
+        "P0DT-5S",
+        "aGVsbG8=",
+        "",
+        "\\x00FF",
+        "0E37DF36-F698-11E6-8DD4-CB9CED3DF976",
+        "true",
+        "f",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    let mut runner = TestRunner::deterministic();
+    for shape in ["-?[1-9][0-9]{0,5}", "-?[1-9][0-9]{5,18}", "[1-9][0-9]{9,10}"] {
+        let shape = proptest::string::string_regex(shape).unwrap();
+        texts.extend((0..300).map(|_| shape.new_tree(&mut runner).unwrap().current()));
+    }
+    for (kind, cast) in casts {
+        // Only what a connector sends for the kind: Rust reads floats and dates more widely than SQL has to.
+        let pairs: Vec<(&String, String)> = texts.iter().filter_map(|raw| Some((raw, kind.canonical(raw)?))).collect();
+        let raw: Vec<&str> = pairs.iter().map(|(raw, _)| raw.as_str()).collect();
+        let wanted: Vec<&str> = pairs.iter().map(|(_, wanted)| wanted.as_str()).collect();
+        let sql = format!(
+            "select r, w, afterimage.{cast}(r)::text, afterimage.{cast}(w)::text from unnest($1::text[], $2::text[]) x(r, w)
+             where afterimage.{cast}(r)::text is distinct from afterimage.{cast}(w)::text"
+        );
+        let rows = client.query(&sql, &[&raw, &wanted]).await.unwrap_or_else(|e| panic!("{cast}: {e:?}"));
+        let wrong: Vec<(String, String, Option<String>, Option<String>)> =
+            rows.iter().map(|r| (r.get(0), r.get(1), r.get(2), r.get(3))).collect();
+        assert!(wrong.is_empty(), "{cast}: {wrong:#?}");
+        assert!(raw.len() > 3 || kind == Kind::Bool || kind == Kind::Uuid, "{cast}: {raw:?}");
+    }
 }

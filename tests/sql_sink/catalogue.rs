@@ -61,6 +61,8 @@ async fn the_public_views_have_these_columns() {
         ),
         ("outcomes", "org object topic partition incarnation outcome reason events"),
         ("declarations", "org object at masked types"),
+        ("fields", "org object field class type first_seen lookup misfit_at misfit_message note"),
+        ("typed_views", "org object schema view refreshed_at left_out note"),
     ] {
         let sql = "select string_agg(attname, ' ' order by attnum) from pg_attribute
             where attrelid = ('afterimage.' || $1::text)::regclass and attnum > 0";

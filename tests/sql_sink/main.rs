@@ -7,6 +7,7 @@ mod catalogue;
 mod cluster;
 mod fold;
 mod history;
+mod lookups;
 mod migrate;
 mod months;
 mod object_views;

@@ -1,4 +1,5 @@
 use afterimage::core::format::VersionOp;
+use afterimage::postgres::search;
 use tokio_postgres::Client;
 
 use super::cluster::Database;
@@ -184,4 +185,139 @@ async fn many_refreshes_at_once_are_safe() {
     story::setup(&client).await;
     futures::future::join_all((0..5).map(|_| async { refresh(&db.connect().await).await })).await;
     assert_eq!(columns(&client).await, FIRST);
+}
+
+/// Whoever has the view open is not waited for, and nobody behind them; it is done when they have gone.
+#[tokio::test]
+async fn a_view_that_is_open_is_left_alone_until_later() {
+    let (db, client) = Database::sink().await;
+    story::setup(&client).await;
+    refresh(&client).await;
+    let (reader, mut worker) = (db.connect().await, db.connect().await);
+    reader.batch_execute("begin; select * from emea_history.account").await.unwrap();
+    client
+        .batch_execute("insert into afterimage.field values (1, 12, 'more__c', 'v', '[{\"type\": \"text\"}]')")
+        .await
+        .unwrap();
+    let error = search::refresh_view(&mut worker, 1).await.unwrap_err();
+    assert_eq!(error.code().map(|code| code.code()), Some("55P03"), "{error:?}");
+    // Others read on meanwhile, and the reader too.
+    client.batch_execute("select * from emea_history.account").await.unwrap();
+    reader.batch_execute("select * from emea_history.account; commit").await.unwrap();
+    let view = search::refresh_view(&mut worker, 1).await.unwrap();
+    assert_eq!((view.name.as_str(), view.left_out, view.note), ("emea_history.account", 0, None));
+    assert_eq!(columns(&client).await, format!("{FIRST}, more__c text"));
+}
+
+#[tokio::test]
+async fn what_was_granted_and_built_is_kept_and_what_is_held_up_is_said() {
+    let (_db, mut client) = Database::sink().await;
+    story::setup(&client).await;
+    refresh(&client).await;
+    client
+        .batch_execute(
+            "create role \"a reader\"; grant select on emea_history.account to \"a reader\", public;
+             revoke execute on function emea_history.account_as_of(timestamptz) from public;
+             grant execute on function emea_history.account_as_of(timestamptz) to \"a reader\" with grant option;
+             create view public.mine as select count__c from emea_history.account;
+             update afterimage.field set types = types || '[{\"type\": \"bigint\"}]' where object_id = 1 and name = 'count__c'",
+        )
+        .await
+        .unwrap();
+    let acl = "select relacl::text || proacl::text from pg_class, pg_proc
+        where pg_class.oid = 'emea_history.account'::regclass and pg_proc.oid = 'emea_history.account_as_of(timestamptz)'::regprocedure";
+    let before: String = client.query_one(acl, &[]).await.unwrap().get(0);
+    let view = search::refresh_view(&mut client, 1).await.unwrap();
+    let note = view.note.expect("it is held up");
+    assert!(
+        note.contains("count__c")
+            && note.contains("view public.mine depends on")
+            && note.contains("refresh_object_views(1"),
+        "{note}"
+    );
+    let shown = "select obj_description('emea_history.account'::regclass), (select note from afterimage.typed_views)";
+    let row = client.query_one(shown, &[]).await.unwrap();
+    assert!(row.get::<_, String>(0).contains(&note) && row.get::<_, String>(1) == note);
+
+    client.batch_execute("drop view public.mine").await.unwrap();
+    let view = search::refresh_view(&mut client, 1).await.unwrap();
+    assert_eq!(view.note, None);
+    assert_eq!(columns(&client).await, FIRST.replace("count__c integer", "count__c bigint"));
+    let after: String = client.query_one(acl, &[]).await.unwrap().get(0);
+    assert_eq!(after, before, "a new view, the old rights");
+    client.batch_execute("drop owned by \"a reader\"; drop role \"a reader\"").await.unwrap();
+}
+
+#[tokio::test]
+async fn more_fields_than_a_view_has_room_for_stay_reachable() {
+    let (_db, mut client) = Database::sink().await;
+    story::setup(&client).await;
+    client
+        .batch_execute(
+            "insert into afterimage.field(object_id, field_no, name, class, types)
+             select 1, 11 + i, 'f' || i, 'v', '[{\"type\": \"text\"}]' from generate_series(1, 2000) i",
+        )
+        .await
+        .unwrap();
+    let view = search::refresh_view(&mut client, 1).await.unwrap();
+    // 8 of ours, 8 of the story's fields, 2,000 more.
+    assert_eq!(view.left_out, 416);
+    let fields = [(NAME, text("n")), (11 + 1584, text("last")), (11 + 1585, text("no room"))];
+    story::record(&client, 1, "r", &[Version::new(VersionOp::Baseline, NEW_YEAR, &fields)]).await;
+    let row = client
+        .query_one(
+            "select f1584, (select image ->> 'f1585' from afterimage.records), obj_description('emea_history.account'::regclass),
+               (select left_out from afterimage.typed_views)
+             from emea_history.account",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert_eq!((row.get::<_, &str>(0), row.get::<_, &str>(1), row.get::<_, i32>(3)), ("last", "no room", 416));
+    assert!(row.get::<_, &str>(2).contains("416 fields have no room here"), "{}", row.get::<_, &str>(2));
+}
+
+/// Bare numbers from before their type was declared.
+#[tokio::test]
+async fn values_from_before_a_declaration_are_shown_converted() {
+    let (_db, client) = Database::sink().await;
+    story::setup(&client).await;
+    let first = [(4, text("20543")), (7, text("2026-03-01T10:15:02Z")), (8, text("7.0"))];
+    story::record(&client, 1, "r", &[Version::new(VersionOp::Baseline, NEW_YEAR, &first)]).await;
+    client
+        .batch_execute(
+            "update afterimage.field set types = types || '[{\"type\": \"timestamp with time zone\"}]' where name = 'notes__c';
+             select afterimage.refresh_object_views(1::smallint); set timezone = 'UTC'; set datestyle = 'ISO'",
+        )
+        .await
+        .unwrap();
+    let row =
+        client.query_one("select due__c::text, notes__c::text, count__c from emea_history.account", &[]).await.unwrap();
+    assert_eq!(
+        (row.get::<_, &str>(0), row.get::<_, &str>(1), row.get::<_, i32>(2)),
+        ("2026-03-31", "2026-03-01 10:15:02+00", 7)
+    );
+}
+
+#[tokio::test]
+async fn the_rights_of_a_replaced_function_are_kept_over_an_upgrade() {
+    let db = Database::empty("UTF8").await;
+    let mut client = db.connect().await;
+    afterimage::postgres::migrate::migrate(&mut client).await.unwrap();
+    let definer =
+        "select prosecdef from pg_proc where oid = 'afterimage.refresh_object_views(smallint, boolean)'::regprocedure";
+    assert!(!client.query_one(definer, &[]).await.unwrap().get::<_, bool>(0));
+    // The last migration once more, over a function that the owner has made `security definer`.
+    client
+        .batch_execute(
+            "alter function afterimage.refresh_object_views(smallint, boolean) security definer;
+             drop view afterimage.fields, afterimage.typed_views;
+             drop table afterimage.lookup cascade; drop table afterimage.record_lookup, afterimage.object_view cascade;
+             drop function if exists afterimage.work_lookups, afterimage.refuse_lookup, afterimage.fence;
+             delete from afterimage.migration where number = 8",
+        )
+        .await
+        .unwrap();
+    afterimage::postgres::migrate::migrate(&mut client).await.unwrap();
+    assert!(client.query_one(definer, &[]).await.unwrap().get::<_, bool>(0), "as the owner made it");
 }

@@ -183,6 +183,7 @@ impl MemorySink {
                 .filter(|field| field.class == Class::Visible)
                 .map(|field| (field.no, FieldFact { kind: field.kind, first_seen: field.first_seen }))
                 .collect(),
+            lookups: Vec::new(),
             stamp_no: system("systemmodstamp"),
             modified_no: system("lastmodifieddate"),
             modified_by_no: system("lastmodifiedbyid"),

@@ -53,6 +53,8 @@ pub struct ObjectFacts {
     pub create_window: Micros,
     /// Visible and system fields by number.
     pub fields: HashMap<FieldNo, FieldFact, RandomState>,
+    /// Lookup fields: their values are kept as search keys.
+    pub lookups: Vec<FieldNo>,
     /// Field number of `systemmodstamp`.
     pub stamp_no: Option<FieldNo>,
     /// Field number of `lastmodifieddate`.

@@ -6,8 +6,8 @@ use crate::core::event::{FieldNo, Micros};
 use crate::core::format::{self, Header, VersionOp};
 use crate::core::position::Counter;
 use crate::core::record::{CHAIN, Image, Version};
-use crate::core::value::Value;
 use crate::core::value::calendar::timestamp_text;
+use crate::core::value::{Kind, Value};
 
 impl Judge<'_> {
     pub(super) fn header(&self, arrival: &Arrival<'_>, op: VersionOp, n: u8, at: Micros, travel: Travel<'_>) -> Header {
@@ -50,10 +50,11 @@ impl Judge<'_> {
         travel: Travel<'_>,
         fields: Vec<(FieldNo, Value)>,
     ) {
+        let rid = self.record(identity).rid;
+        self.note_values(arrival, rid, &fields);
         let record = &self.overlay.record(identity).expect("looked up before").record;
         let before = record.head.clone();
         let known_by = record.modified_by.clone();
-        let rid = record.rid;
         let seq = before.as_ref().map_or(0, |head| head.seq + 1);
         let at = before.as_ref().map_or(time, |head| head.at.max(time));
         let (kf, n) = ((seq / CHAIN) as i32, (seq % CHAIN) as u8);
@@ -112,6 +113,19 @@ impl Judge<'_> {
         self.changed(identity);
     }
 
+    /// Notes values of lookup fields, and values that do not fit the type declared for their field.
+    fn note_values(&mut self, arrival: &Arrival<'_>, rid: i32, fields: &[(FieldNo, Value)]) {
+        for (no, value) in fields {
+            let Value::Text(text) = value else { continue };
+            if self.object.lookups.contains(no) {
+                self.batch.push_lookup(*no, rid, text);
+            }
+            if !fits(self.object.kind(*no), text) {
+                self.batch.note_misfit(*no, arrival.position_id, arrival.offset);
+            }
+        }
+    }
+
     /// The keyframe that opens chain `kf`: the state after the chain before it.
     pub(super) fn keyframe(
         &self,
@@ -142,5 +156,74 @@ impl Judge<'_> {
         }
         let d = format::encode(shown.at, &header, self.object.stamp_no, &fields);
         HistoryRow { rid, kf, at: shown.at, d }
+    }
+}
+
+/// Whether a stored text is a value of its field's type. Most are what they seem at first glance; only the others are read.
+fn fits(kind: Kind, text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let seems = match kind {
+        Kind::Text | Kind::Json => true,
+        Kind::Bool => text == "t" || text == "f",
+        Kind::Int2 | Kind::Int4 | Kind::Int8 => matches!(bytes.len(), 1..5) && bytes.iter().all(u8::is_ascii_digit),
+        Kind::Float4 | Kind::Float8 | Kind::Numeric => {
+            let digits = bytes.iter().filter(|b| b.is_ascii_digit()).count();
+            let last_is_digit = bytes.last().is_some_and(u8::is_ascii_digit);
+            let point = bytes.len() - digits == 1 && bytes[0].is_ascii_digit() && bytes.contains(&b'.');
+            bytes.len() < 16 && last_is_digit && (digits == bytes.len() || point)
+        }
+        // As it prints: `canonical` reads only what a connector sends.
+        Kind::Interval => [":", "year", "mon", "day"].iter().any(|part| text.contains(part)),
+        _ => false,
+    };
+    // What a type can't hold stays visible with its unit.
+    seems || (kind.canonical(text).is_some() && !text.starts_with("day:") && !text.starts_with("us:"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_fits_its_type_or_not() {
+        for (kind, text) in [
+            (Kind::Text, "anything"),
+            (Kind::Bool, "t"),
+            (Kind::Int2, "-32768"),
+            (Kind::Int4, "7"),
+            (Kind::Float8, "1.5e+300"),
+            (Kind::Float8, "NaN"),
+            (Kind::Numeric, "12345678901234567890.5"),
+            (Kind::Date, "2026-03-31"),
+            (Kind::Date, "infinity"),
+            (Kind::Timestamp, "2026-03-31 10:00:00.5"),
+            (Kind::Timestamp, "0044-03-15 00:00:00 BC"),
+            (Kind::TimestampTz, "2026-03-31 10:00:00+00"),
+            (Kind::Time, "24:00:00"),
+            (Kind::TimeTz, "10:00:00+00"),
+            (Kind::Interval, "00:00:00"),
+            (Kind::Interval, "1 year -2 mons +3 days -04:05:06.789"),
+            (Kind::Bytea, "\\x00ff"),
+            (Kind::Uuid, "0e37df36-f698-11e6-8dd4-cb9ced3df976"),
+        ] {
+            assert!(fits(kind, text), "{kind:?} {text}");
+        }
+        for (kind, text) in [
+            (Kind::Bool, "maybe"),
+            (Kind::Int2, "32768"),
+            (Kind::Int4, "1.5"),
+            (Kind::Int4, ""),
+            (Kind::Float8, "1.2.3"),
+            (Kind::Float8, "."),
+            (Kind::Float8, "soon"),
+            (Kind::Numeric, ""),
+            (Kind::Date, "soon"),
+            (Kind::Date, "day:123456789012"),
+            (Kind::Timestamp, "us:9"),
+            (Kind::Interval, "now"),
+            (Kind::Uuid, "1"),
+        ] {
+            assert!(!fits(kind, text), "{kind:?} {text}");
+        }
     }
 }
