@@ -37,6 +37,7 @@ struct Sink {
     source: Source,
     facts: ObjectFacts,
     watcher: Client,
+    reader: tokio::sync::Mutex<Client>,
 }
 
 fn declared(topic: &str, org: &str) -> Declared {
@@ -82,7 +83,8 @@ impl Sink {
             modified_by_no: Some(5),
         };
         let settings = SinkSettings { url: database.url.clone(), tls: Tls::Disable, ca: None, worker: "test".into() };
-        Sink { database, settings, source, facts, watcher }
+        let reader = tokio::sync::Mutex::new(database.connect().await);
+        Sink { database, settings, source, facts, watcher, reader }
     }
 
     async fn claim(&self, partitions: &[i32]) -> Vec<Claim> {
@@ -132,11 +134,21 @@ impl Sink {
     }
 
     async fn record(&self, identity: &str) -> Record {
-        lookup::records(&self.watcher, &self.facts, &[identity]).await.unwrap().pop().expect("registered").1
+        lookup::records(&mut *self.reader.lock().await, &self.facts, &[identity])
+            .await
+            .unwrap()
+            .pop()
+            .expect("registered")
+            .1
     }
 
     async fn key(&self, key: &str) -> KeySlot {
-        lookup::keys(&self.watcher, &self.facts, self.source.source_id, &[key]).await.unwrap().pop().unwrap().1
+        lookup::keys(&mut *self.reader.lock().await, &self.facts, self.source.source_id, &[key])
+            .await
+            .unwrap()
+            .pop()
+            .unwrap()
+            .1
     }
 }
 
@@ -211,7 +223,7 @@ impl Hand<'_> {
 
     async fn load(&mut self, position_id: PositionId, event: &Event, identity: &str) {
         let newcomer = (identity.into(), position_id, event.key.clone());
-        lookup::register(&self.client, self.sink.facts.object_id, &mut [newcomer]).await.unwrap();
+        lookup::register(&mut self.client, self.sink.facts.object_id, &mut [newcomer]).await.unwrap();
         self.overlay.load_record(identity.into(), self.sink.record(identity).await);
     }
 
@@ -542,17 +554,18 @@ async fn a_delete_is_taken_back_and_its_number_used_again_in_one_batch() {
 #[tokio::test(flavor = "multi_thread")]
 async fn registering_known_records_burns_no_numbers() {
     let sink = Sink::new().await;
-    let hand = sink.hand(&[0]).await;
+    let mut hand = sink.hand(&[0]).await;
+    let home = hand.positions[&0];
     let newcomers = |from: u32| -> Vec<lookup::Newcomer> {
-        (from..from + 100).rev().map(|n| (format!("N{n}").into(), hand.positions[&0], n.to_string().into())).collect()
+        (from..from + 100).rev().map(|n| (format!("N{n}").into(), home, n.to_string().into())).collect()
     };
-    let other = sink.database.connect().await;
+    let mut other = sink.database.connect().await;
     for _ in 0..3 {
         // Two at once, overlapping, in opposite order: neither waits for the other in vain.
         let (mut mine, mut theirs) = (newcomers(0), newcomers(50));
         let (one, two) = tokio::join!(
-            lookup::register(&hand.client, sink.facts.object_id, &mut mine),
-            lookup::register(&other, sink.facts.object_id, &mut theirs)
+            lookup::register(&mut hand.client, sink.facts.object_id, &mut mine),
+            lookup::register(&mut other, sink.facts.object_id, &mut theirs)
         );
         one.unwrap();
         two.unwrap();
@@ -561,7 +574,7 @@ async fn registering_known_records_burns_no_numbers() {
     let burned = sink.number("SELECT last_value FROM afterimage.record_rid_seq").await - 150;
     // Only the first round, where both met, may have cost some.
     assert!(burned <= 50, "{burned} numbers burned");
-    lookup::register(&other, sink.facts.object_id, &mut newcomers(20)).await.unwrap();
+    lookup::register(&mut other, sink.facts.object_id, &mut newcomers(20)).await.unwrap();
     assert_eq!(sink.number("SELECT last_value FROM afterimage.record_rid_seq").await - 150, burned);
     // Without history they are nobody's: not shown, and no key leads to them.
     assert_eq!(sink.number("SELECT count(*) FROM afterimage.records").await, 0);

@@ -92,7 +92,7 @@ pub const KEYS: &[Key] = &[
         Some("64MB"),
         "most memory for knowing repeated events without decoding them (40 bytes a record), all topics together",
     ),
-    key("commit.max_rows", Some("20000"), "most rows of one commit"),
+    key("commit.max_rows", Some("10000"), "most rows of one commit"),
     key("commit.max_bytes", Some("8MB"), "most bytes of rows of one commit"),
     key("commit.linger", Some("100ms"), "longest wait to fill a commit: latency against commits per second"),
     key(

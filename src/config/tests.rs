@@ -59,11 +59,11 @@ fn flag_beats_variable_beats_herokus_variable_beats_file_beats_default() {
     assert_eq!(brokers("", &[heroku], &[flag]).as_deref(), Some("flag:1"));
     assert_eq!(brokers(file, &[("AFTERIMAGE_KAFKA__BROKERS", "")], &[]).as_deref(), Some("file:1"), "empty = not set");
 
-    assert_eq!(from_toml("").commit.max_rows, 20_000);
+    assert_eq!(from_toml("").commit.max_rows, 10_000);
     assert_eq!(from_toml(file).commit.max_rows, 5);
     let config = load(file, &[("AFTERIMAGE_COMMIT__MAX_ROWS", "6")], &[]).expect("good");
     assert_eq!(config.commit.max_rows, 6);
-    assert_eq!(from_toml("[commit]\nmax_rows = ''").commit.max_rows, 20_000, "empty = not set");
+    assert_eq!(from_toml("[commit]\nmax_rows = ''").commit.max_rows, 10_000, "empty = not set");
     let twice = [("--set", "commit.max_rows", "8"), ("--set", "commit.max_rows", "7")];
     assert_eq!(load(file, &[], &twice).expect("good").commit.max_rows, 7, "the later flag");
 }
@@ -88,7 +88,7 @@ fn every_default_is_what_the_documents_say() {
     );
     assert_eq!(
         config.commit,
-        CommitSettings { max_rows: 20_000, max_bytes: 8_000_000, linger: Duration::from_millis(100) }
+        CommitSettings { max_rows: 10_000, max_bytes: 8_000_000, linger: Duration::from_millis(100) }
     );
     assert_eq!(config.history.create_window, Duration::from_secs(24 * 3600));
     assert_eq!(config.metrics.listen, Some("127.0.0.1:9464".parse().expect("an address")));

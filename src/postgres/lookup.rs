@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::types::Type;
-use tokio_postgres::{Client, Row};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row, Transaction};
 
 use super::wire::Moment;
 use crate::core::event::{FieldNo, Micros};
@@ -29,6 +29,13 @@ pub enum LookupError {
     },
 }
 
+/// Look-ups are small and by index, whatever the planner believes of tables that grew since they were last analysed:
+/// one scan of a registry of millions for a thousand keys would stop the stream.
+const BY_INDEX: &str = "\
+SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off; \
+SET LOCAL enable_mergejoin = off";
+
+// Without ORDER BY in the aggregates, which would set up two sorts for each record: `record` sorts.
 const RECORDS: &str = "
 SELECT r.sfid, r.rid, r.home, r.row_key, r.floor_lsn, r.floor_ts, k.kf, k.at, k.d, c.ats, c.ds, o.row_key
 FROM unnest($2::text[]) AS wanted(sfid)
@@ -36,25 +43,23 @@ JOIN afterimage.record r ON r.object_id = $1 AND r.sfid = wanted.sfid
 LEFT JOIN LATERAL (
   SELECT kf, at, d FROM afterimage.keyframe WHERE rid = r.rid ORDER BY kf DESC LIMIT 1) k ON true
 LEFT JOIN LATERAL (
-  SELECT array_agg(x.at ORDER BY get_byte(x.d, 1) & 63) AS ats, array_agg(x.d ORDER BY get_byte(x.d, 1) & 63) AS ds
-  FROM afterimage.delta x WHERE x.rid = r.rid AND x.kf = k.kf) c ON true
+  SELECT array_agg(x.at) AS ats, array_agg(x.d) AS ds FROM afterimage.delta x WHERE x.rid = r.rid AND x.kf = k.kf) c ON true
 LEFT JOIN LATERAL (
-  SELECT row_key FROM afterimage.old_key WHERE object_id = $1 AND rid = r.rid ORDER BY ts DESC NULLS LAST, lsn DESC LIMIT 1
-  ) o ON r.row_key IS NULL";
+  SELECT row_key FROM afterimage.old_key
+  WHERE r.row_key IS NULL AND object_id = $1 AND rid = r.rid ORDER BY ts DESC NULLS LAST, lsn DESC LIMIT 1) o ON true";
 
+/// One row for an owner, for a previous owner, for each pending row: what applies to the key.
 const KEYS: &str = "
-SELECT wanted.key, owner.sfid, old.sfid, old.rid, old.lsn, old.ts, p.ns, p.ats, p.ds
-FROM unnest($2::bytea[]) AS wanted(key)
-LEFT JOIN LATERAL (
-  SELECT r.sfid FROM afterimage.record r
-  WHERE r.object_id = $1 AND r.row_key = wanted.key
-    AND EXISTS (SELECT 1 FROM afterimage.keyframe f WHERE f.rid = r.rid AND f.kf = 0) LIMIT 1) owner ON true
-LEFT JOIN LATERAL (
-  SELECT r.sfid, k.rid, k.lsn, k.ts FROM afterimage.old_key k JOIN afterimage.record r ON r.rid = k.rid
-  WHERE k.object_id = $1 AND k.row_key = wanted.key) old ON true
-LEFT JOIN LATERAL (
-  SELECT array_agg(x.n ORDER BY x.n) AS ns, array_agg(x.at ORDER BY x.n) AS ats, array_agg(x.d ORDER BY x.n) AS ds
-  FROM afterimage.pending x WHERE x.source_id = $3 AND x.row_key = wanted.key) p ON true";
+SELECT 'owner', wanted.key, r.sfid, r.rid, null::bigint, null::timestamptz, null::smallint, null::bytea
+FROM unnest($2::bytea[]) AS wanted(key) JOIN afterimage.record r ON r.object_id = $1 AND r.row_key = wanted.key
+WHERE EXISTS (SELECT 1 FROM afterimage.keyframe f WHERE f.rid = r.rid AND f.kf = 0)
+UNION ALL
+SELECT 'old', wanted.key, r.sfid, k.rid, k.lsn, k.ts, null, null
+FROM unnest($2::bytea[]) AS wanted(key) JOIN afterimage.old_key k ON k.object_id = $1 AND k.row_key = wanted.key
+JOIN afterimage.record r ON r.rid = k.rid
+UNION ALL
+SELECT 'pending', wanted.key, null, null, null, p.at, p.n, p.d
+FROM unnest($2::bytea[]) AS wanted(key) JOIN afterimage.pending p ON p.source_id = $3 AND p.row_key = wanted.key";
 
 const REGISTER: &str = "
 INSERT INTO afterimage.record (object_id, sfid, home, row_key)
@@ -72,12 +77,15 @@ pub type Newcomer = (Box<str>, i32, Box<str>);
 ///
 /// # Errors
 /// When the statement fails.
-pub async fn register(client: &Client, object_id: i16, newcomers: &mut [Newcomer]) -> Result<(), LookupError> {
+pub async fn register(client: &mut Client, object_id: i16, newcomers: &mut [Newcomer]) -> Result<(), LookupError> {
     newcomers.sort();
     let sfids: Vec<&str> = newcomers.iter().map(|(sfid, _, _)| &**sfid).collect();
     let homes: Vec<i32> = newcomers.iter().map(|(_, home, _)| *home).collect();
     let keys: Vec<&[u8]> = newcomers.iter().map(|(_, _, key)| key.as_bytes()).collect();
-    client
+    let transaction = by_index(client).await?;
+    // Not waited for on disk: whatever refers to these numbers is committed after them, and takes them along.
+    transaction.batch_execute("SET LOCAL synchronous_commit = off").await?;
+    transaction
         .query_typed(
             REGISTER,
             &[
@@ -88,7 +96,14 @@ pub async fn register(client: &Client, object_id: i16, newcomers: &mut [Newcomer
             ],
         )
         .await?;
+    transaction.commit().await?;
     Ok(())
+}
+
+async fn by_index(client: &mut Client) -> Result<Transaction<'_>, LookupError> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute(BY_INDEX).await?;
+    Ok(transaction)
 }
 
 /// The records of these identities as Postgres has them; unknown ones are missing from the answer.
@@ -96,11 +111,14 @@ pub async fn register(client: &Client, object_id: i16, newcomers: &mut [Newcomer
 /// # Errors
 /// When the query fails or a stored row cannot be read.
 pub async fn records(
-    client: &Client,
+    client: &mut Client,
     object: &ObjectFacts,
     identities: &[&str],
 ) -> Result<Vec<(Box<str>, Record)>, LookupError> {
-    let rows = client.query_typed(RECORDS, &[(&object.object_id, Type::INT2), (&identities, Type::TEXT_ARRAY)]).await?;
+    let transaction = by_index(client).await?;
+    let wanted: &[(&(dyn ToSql + Sync), Type)] = &[(&object.object_id, Type::INT2), (&identities, Type::TEXT_ARRAY)];
+    let rows = transaction.query_typed(RECORDS, wanted).await?;
+    transaction.commit().await?;
     rows.iter().map(|row| record(object, row)).collect()
 }
 
@@ -121,8 +139,11 @@ fn record(object: &ObjectFacts, row: &Row) -> Result<(Box<str>, Record), LookupE
     fold.step(shown, at.0, d).map_err(|error| stored(error.to_string()))?;
     let ats: Option<Vec<Moment>> = row.try_get(9)?;
     let ds: Option<Vec<&[u8]>> = row.try_get(10)?;
-    for (at, d) in ats.unwrap_or_default().into_iter().zip(ds.unwrap_or_default()) {
-        let n = d.get(1).map_or(0, |n| n & 63);
+    let n = |d: &[u8]| d.get(1).map_or(0, |n| n & 63);
+    let mut chain: Vec<(Moment, &[u8])> = ats.unwrap_or_default().into_iter().zip(ds.unwrap_or_default()).collect();
+    chain.sort_by_key(|(_, d)| n(d));
+    for (at, d) in chain {
+        let n = n(d);
         fold.step(kf as u32 * CHAIN + u32::from(n), at.0, d).map_err(|error| stored(error.to_string()))?;
     }
     if !record.is_deleted() {
@@ -188,49 +209,52 @@ impl Fold<'_> {
 /// # Errors
 /// When the query fails or a stored row cannot be read.
 pub async fn keys(
-    client: &Client,
+    client: &mut Client,
     object: &ObjectFacts,
     source_id: i16,
     keys: &[&str],
 ) -> Result<Vec<(Box<str>, KeySlot)>, LookupError> {
     let raw: Vec<&[u8]> = keys.iter().map(|key| key.as_bytes()).collect();
-    let rows = client
+    let transaction = by_index(client).await?;
+    let rows = transaction
         .query_typed(KEYS, &[(&object.object_id, Type::INT2), (&raw, Type::BYTEA_ARRAY), (&source_id, Type::INT2)])
         .await?;
+    transaction.commit().await?;
     let mut found: HashMap<Box<str>, KeySlot> = HashMap::with_capacity(rows.len());
     for row in &rows {
-        let key = key_text(0, row.try_get(0)?)?.unwrap_or_default();
-        let owner: Option<&str> = row.try_get(1)?;
-        let mut slot = KeySlot { owner: owner.map(Into::into), ..KeySlot::default() };
-        if let Some(identity) = row.try_get::<_, Option<&str>>(2)? {
-            slot.old = Some(OldKey {
-                identity: identity.into(),
-                rid: row.try_get(3)?,
-                lsn: row.try_get::<_, Option<i64>>(4)?.unwrap_or(0) as u64,
-                ts: row.try_get::<_, Option<Moment>>(5)?.map(|at| at.0),
-            });
+        let key = key_text(0, row.try_get(1)?)?.unwrap_or_default();
+        let slot = found.entry(key).or_default();
+        let identity: Option<&str> = row.try_get(2)?;
+        let at = row.try_get::<_, Option<Moment>>(5)?.map(|at| at.0);
+        match (row.try_get(0)?, identity) {
+            ("owner", owner) => slot.owner = owner.map(Into::into),
+            ("old", Some(identity)) => {
+                let lsn = row.try_get::<_, Option<i64>>(4)?.unwrap_or(0) as u64;
+                slot.old = Some(OldKey { identity: identity.into(), rid: row.try_get(3)?, lsn, ts: at });
+            }
+            _ => slot.pending.push(pending(object, row, at.unwrap_or_default())?),
         }
-        let ns: Option<Vec<i16>> = row.try_get(6)?;
-        let ats: Option<Vec<Moment>> = row.try_get(7)?;
-        let ds: Option<Vec<&[u8]>> = row.try_get(8)?;
-        let ns = ns.unwrap_or_default();
-        for ((n, at), d) in ns.into_iter().zip(ats.unwrap_or_default()).zip(ds.unwrap_or_default()) {
-            let (header, fields) = format::decode(at.0, d, object.stamp_no)
-                .map_err(|error| LookupError::Stored { rid: 0, reason: format!("a pending row: {error}") })?;
-            slot.pending.push(PendingRow {
-                n,
-                at: at.0,
-                lsn: header.lsn,
-                position_id: header.position_id,
-                offset: header.offset,
-                local: header.local,
-                stamp: header.stamp,
-                fields: fields.into_iter().filter(|(no, _)| !is_system(object, *no)).collect(),
-            });
-        }
-        found.insert(key, slot);
+    }
+    for slot in found.values_mut() {
+        slot.pending.sort_by_key(|row| row.n);
     }
     Ok(keys.iter().map(|key| ((*key).into(), found.remove(*key).unwrap_or_default())).collect())
+}
+
+fn pending(object: &ObjectFacts, row: &Row, at: Micros) -> Result<PendingRow, LookupError> {
+    let d: &[u8] = row.try_get(7)?;
+    let (header, fields) = format::decode(at, d, object.stamp_no)
+        .map_err(|error| LookupError::Stored { rid: 0, reason: format!("a pending row: {error}") })?;
+    Ok(PendingRow {
+        n: row.try_get(6)?,
+        at,
+        lsn: header.lsn,
+        position_id: header.position_id,
+        offset: header.offset,
+        local: header.local,
+        stamp: header.stamp,
+        fields: fields.into_iter().filter(|(no, _)| !is_system(object, *no)).collect(),
+    })
 }
 
 fn is_system(object: &ObjectFacts, no: FieldNo) -> bool {

@@ -47,8 +47,10 @@ use crate::postgres::commit::{CommitError, Committed};
 use crate::postgres::registry::Source;
 use crate::telemetry::{Beat, names};
 
-/// Messages that wait for their turn, per partition.
-const LANE: usize = 4_000;
+/// Messages that wait for their turn, all partitions together; every partition may have at least [`FEWEST`].
+const WAITING: usize = 12_000;
+/// Least bound of one partition's lane.
+const FEWEST: usize = 250;
 /// Messages judged between two looks at commands and commits.
 pub(super) const CHUNK: usize = 1_000;
 /// How long a partition with nothing buffered is waited for.
@@ -314,12 +316,18 @@ impl Group {
         }
     }
 
+    /// Most messages that may wait in one partition's lane.
+    fn lane(&self) -> usize {
+        (WAITING / self.tasks.len().max(1)).clamp(FEWEST, CHUNK * 4)
+    }
+
     // ---- reading ----------------------------------------------------------------------------------------
 
     fn read(&mut self) {
+        let most = self.lane();
         let Group { parts, tasks, messages, .. } = self;
         parts.inbox.drain_with(messages, CHUNK * 2, Duration::ZERO, |partition| {
-            tasks.get(&partition).map_or(0, |task| LANE.saturating_sub(task.lane.len()))
+            tasks.get(&partition).map_or(0, |task| most.saturating_sub(task.lane.len()))
         });
         count_messages(&parts.topic, messages);
         let now = Self::now();
@@ -453,9 +461,10 @@ impl Group {
             return;
         }
         // Only to sleep until something comes: `read` takes it, into the right lane.
+        let most = self.lane();
         let Group { parts, tasks, messages, .. } = self;
         parts.inbox.drain_with(messages, 1, wait, |partition| {
-            usize::from(tasks.get(&partition).is_some_and(|task| task.lane.len() < LANE))
+            usize::from(tasks.get(&partition).is_some_and(|task| task.lane.len() < most))
         });
     }
 

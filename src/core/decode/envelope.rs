@@ -199,6 +199,11 @@ fn look(block: Option<&str>, layout: &Layout, key: Option<&[u8]>, payload: &[u8]
     if let Some(envelope) = quick_look(block, layout, key, text) {
         return Ok(Peek::Row(envelope));
     }
+    long_look(block, key, text)
+}
+
+/// The long way, by a full parser: it accepts all that JSON allows, and says what is wrong with the rest.
+fn long_look(block: Option<&str>, key: Option<&[u8]>, text: &str) -> Result<Peek, DecodeError> {
     let trimmed = text.trim_ascii();
     if trimmed == "null" {
         return Ok(Peek::Tombstone);
@@ -301,6 +306,26 @@ pub(super) struct Moment {
     pub(super) ts: Option<Micros>,
     pub(super) lsn: Lsn,
     pub(super) tx_id: Option<u64>,
+}
+
+impl Moment {
+    /// Of the numbers in `source`; `None` if one is out of range.
+    pub(super) fn of(
+        us: Option<i64>,
+        ns: Option<i64>,
+        ms: Option<i64>,
+        lsn: Option<i64>,
+        tx_id: Option<i64>,
+    ) -> Option<Self> {
+        let unsigned = |number: Option<i64>| number.map_or(Some(None), |n| u64::try_from(n).ok().map(Some));
+        let ts = match (us, ns, ms) {
+            (Some(us), ..) => Some(us),
+            (None, Some(ns), _) => Some(ns.div_euclid(1000)),
+            (None, None, Some(ms)) => Some(ms.checked_mul(1000)?),
+            (None, None, None) => None,
+        };
+        Some(Self { ts, lsn: unsigned(lsn)?.unwrap_or(0), tx_id: unsigned(tx_id)? })
+    }
 }
 
 /// What `source` says of time and place. Absent and null are fine; a number that cannot be read is not: taking
@@ -433,5 +458,18 @@ impl<'de: 'a, 'a> Deserialize<'de> for Wire<'a> {
             }
         }
         deserializer.deserialize_map(Fields)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Whatever the quick way accepts, the long way reads alike.
+    pub fn both_ways_agree(block: Option<&str>, layout: &Layout, key: Option<&[u8]>, text: &str) -> bool {
+        let Some(quick) = quick_look(block, layout, key, text) else { return false };
+        let long = long_look(block, key, text);
+        assert_eq!(long, Ok(Peek::Row(Envelope { print: None, ..quick })), "{text}");
+        true
     }
 }

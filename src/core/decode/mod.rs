@@ -369,7 +369,7 @@ impl Decoder {
         let now = (self.columns.shape(), block);
         if self.learned != now {
             self.learned = now;
-            self.layout.learn(&self.columns, self.identity.as_ref());
+            self.layout.learn(&self.columns, self.identity.as_ref(), envelope.source.text(payload));
         }
         let Envelope { op, ts, lsn, tx_id, .. } = *envelope;
         Ok(Event { op, key, identity, lsn, ts, tx_id, row })

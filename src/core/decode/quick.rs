@@ -62,10 +62,95 @@ pub(super) fn fold(sum: u64) -> u32 {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Layout {
     fields: Vec<Slot>,
+    source: Template,
     object_id: i16,
     seed: u64,
     by_key: bool,
     ready: bool,
+}
+
+/// What a number in `source` is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Number {
+    Micros,
+    Nanos,
+    Millis,
+    Lsn,
+    TxId,
+    /// Another value that differs from event to event.
+    Other,
+}
+
+/// The `source` of the row decoded last: what stays from event to event, each piece with the value that follows it.
+#[derive(Debug, Clone, Default)]
+struct Template {
+    pieces: Vec<(Box<[u8]>, Number)>,
+    end: Box<[u8]>,
+}
+
+impl Template {
+    fn learn(text: &str) -> Option<Self> {
+        let text = text.as_bytes();
+        moment(text, 0)?;
+        let (mut pieces, mut from) = (Vec::new(), 0);
+        let end = scan::fields(text, 0, |name, start, end| {
+            let number = match name {
+                b"ts_us" => Number::Micros,
+                b"ts_ns" => Number::Nanos,
+                b"ts_ms" => Number::Millis,
+                b"lsn" => Number::Lsn,
+                b"txId" => Number::TxId,
+                b"sequence" | b"xmin" => Number::Other,
+                _ => return Some(()),
+            };
+            pieces.push((text.get(from..start)?.into(), number));
+            from = end;
+            Some(())
+        })?;
+        let rest = text.get(from..end)?.into();
+        (end == text.len()).then_some(Self { pieces, end: rest })
+    }
+
+    /// What [`moment`] reads, if only the numbers differ.
+    fn read(&self, text: &[u8], at: usize) -> Option<(usize, Moment)> {
+        let (mut us, mut ns, mut ms, mut lsn, mut tx_id) = (None, None, None, None, None);
+        let mut at = at;
+        for (piece, number) in &self.pieces {
+            let start = text.get(at..)?.starts_with(piece).then_some(at + piece.len())?;
+            let slot = match number {
+                Number::Micros => &mut us,
+                Number::Nanos => &mut ns,
+                Number::Millis => &mut ms,
+                Number::Lsn => &mut lsn,
+                Number::TxId => &mut tx_id,
+                Number::Other => {
+                    at = scan::value(text, start)?;
+                    continue;
+                }
+            };
+            (at, *slot) = whole(text, start)?;
+        }
+        let end = text.get(at..)?.starts_with(&self.end).then_some(at + self.end.len())?;
+        (!self.end.is_empty()).then_some((end, Moment::of(us, ns, ms, lsn, tx_id)?))
+    }
+}
+
+/// A whole number that is not negative, or null.
+fn whole(text: &[u8], at: usize) -> Option<(usize, Option<i64>)> {
+    let mut end = at;
+    let mut value = 0u64;
+    while let Some(digit @ b'0'..=b'9') = text.get(end) {
+        value = value.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
+        end += 1;
+    }
+    let leading_zero = text.get(at) == Some(&b'0');
+    match end - at {
+        0 => text.get(at..at + 4).filter(|word| *word == b"null").map(|_| (at + 4, None)),
+        1 => Some((end, Some(i64::try_from(value).ok()?))),
+        // 19 digits never leave 64 bits.
+        2..=19 if !leading_zero => Some((end, Some(i64::try_from(value).ok()?))),
+        _ => None,
+    }
 }
 
 impl Layout {
@@ -78,7 +163,8 @@ impl Layout {
     }
 
     /// Follows the row that was decoded last. Prints made before are not comparable with those made after.
-    pub(super) fn learn(&mut self, columns: &Columns, identity: Option<&ResolvedIdentity>) {
+    pub(super) fn learn(&mut self, columns: &Columns, identity: Option<&ResolvedIdentity>, source: Option<&str>) {
+        self.source = source.and_then(Template::learn).unwrap_or_default();
         self.seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
         self.fields.clear();
         self.by_key = match identity {
@@ -183,7 +269,7 @@ pub(super) fn look(layout: &Layout, key: Option<&[u8]>, text: &[u8], at: usize) 
             }
             b"before" => (&mut before, scan::value(text, start)?),
             b"source" => {
-                let (end, moment) = moment(text, start)?;
+                let (end, moment) = layout.source.read(text, start).or_else(|| moment(text, start))?;
                 if source.replace((start, end, moment)).is_some() {
                     return None;
                 }
@@ -263,13 +349,6 @@ fn moment(text: &[u8], at: usize) -> Option<(usize, Moment)> {
         }
         Some(())
     })?;
-    let unsigned = |number: Option<i64>| number.map_or(Some(None), |n| u64::try_from(n).ok().map(Some));
-    let ts = match (us, ns, ms) {
-        (Some(us), ..) => Some(us),
-        (None, Some(ns), _) => Some(ns.div_euclid(1000)),
-        (None, None, Some(ms)) => Some(ms.checked_mul(1000)?),
-        (None, None, None) => None,
-    };
-    let moment = Moment { ts, lsn: unsigned(lsn)?.unwrap_or(0), tx_id: unsigned(tx_id)? };
+    let moment = Moment::of(us, ns, ms, lsn, tx_id)?;
     table.then_some((end, moment))
 }

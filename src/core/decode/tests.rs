@@ -55,6 +55,40 @@ fn sample_types() -> BTreeMap<String, Kind> {
     .into()
 }
 
+/// The quick look takes every plain message of a real connector, and reads it as the long one does; so it does with a byte
+/// changed, where it accepts that at all.
+#[test]
+fn both_looks_agree_on_real_messages() {
+    for (name, lines) in SAMPLES {
+        let mut decoder = Decoder::new(TopicRules { types: sample_types(), ..TopicRules::default() });
+        decoder.print_rows(1, 7);
+        let (mut taken, mut rows, mut printed) = (0, 0, 0);
+        for Recorded { topic, key, value } in recorded(lines) {
+            let (Some(value), true) = (value, topic.ends_with("account")) else { continue };
+            let text = std::str::from_utf8(&value).unwrap();
+            let (block, key) = (decoder.blocks.last().map(str::to_owned), key.as_deref());
+            let quick = envelope::tests::both_ways_agree(block.as_deref(), &decoder.layout, key, text);
+            for at in (0..text.len()).step_by(3) {
+                for with in ['"', '\\', '}', '7', 'x', ' '] {
+                    if text.is_char_boundary(at) && text.is_char_boundary(at + 1) {
+                        let changed = format!("{}{with}{}", &text[..at], &text[at + 1..]);
+                        envelope::tests::both_ways_agree(block.as_deref(), &decoder.layout, key, &changed);
+                    }
+                }
+            }
+            let look = decoder.peek(key, Some(&value));
+            if let Peek::Row(envelope) = &look {
+                rows += 1;
+                taken += usize::from(quick);
+                printed += usize::from(envelope.print.is_some());
+            }
+            let _ = decoder.decode(&look, key, Some(&value));
+        }
+        assert!(taken + 4 >= rows && rows > 5, "{name}: {taken} of {rows} rows were looked at quickly");
+        assert!(printed * 2 > rows, "{name}: {printed} of {rows} rows were printed");
+    }
+}
+
 fn decode(decoder: &mut Decoder, key: Option<&str>, value: Option<&str>) -> Result<Decoded, DecodeError> {
     let (key, value) = (key.map(str::as_bytes), value.map(str::as_bytes));
     let look = peek(key, value);
