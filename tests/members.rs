@@ -14,6 +14,8 @@ use afterimage::kafka::EmbeddedBroker;
 use serde_json::Value;
 use support::app::{App, Deployment};
 use support::audit::{self, Ends, assert_conserved, assert_same, caught_up, history};
+#[cfg(feature = "java-tests")]
+use support::names::unique;
 use support::postgres::{Database, fresh_database};
 use support::stream::Stream;
 use support::wait::{LONG, wait_for};
