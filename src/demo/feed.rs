@@ -191,13 +191,15 @@ impl<'a> Feed<'a> {
         for holder in &holders {
             self.backlog.committed(&holder.partition, holder.next);
         }
-        let Some(crash) = CrashWatch::choose(&holders, &self.backlog) else { return Ok(()) };
+        // A position may just have been taken from its worker, for lookup fields that changed: it is claimed again soon.
+        let at_work: Vec<_> = holders.iter().filter(|holder| self.workers.has(&holder.worker)).cloned().collect();
+        let Some(crash) = CrashWatch::choose(&at_work, &self.backlog) else { return Ok(()) };
         self.workers.crash(self.worker, &crash.worker)?;
         self.progress.say(&format!(
             "worker {} was killed (kill -9) with {} messages in hand, and started again",
             crash.worker, crash.waiting
         ));
-        self.crash = Some(CrashWatch::begin(crash, Instant::now(), &holders));
+        self.crash = Some(CrashWatch::begin(crash, Instant::now(), &at_work));
         Ok(())
     }
 

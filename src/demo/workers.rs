@@ -65,6 +65,11 @@ impl Workers {
         Ok(())
     }
 
+    /// Whether a worker of this name was started here.
+    pub fn has(&self, name: &str) -> bool {
+        self.workers.iter().any(|worker| worker.name == name)
+    }
+
     /// kill -9 of one of them, and its start anew: the same name, configuration and state directory.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One Kafka message. Its bytes stay where librdkafka fetched them until it is dropped.
+/// One Kafka message. Its bytes stay where librdkafka fetched them until it is dropped or [detached](Message::detach).
 pub struct Message {
     /// Partition it was read from; the topic is the inbox's.
     pub partition: i32,
@@ -26,18 +26,38 @@ pub struct Message {
     /// Which assignment of the partition it belongs to. Rises with every claim and rewind; a buffered message with
     /// an older number than [`Progress::generation`] is void.
     pub generation: u64,
-    fetched: Fetched,
+    bytes: MessageBytes,
+}
+
+enum MessageBytes {
+    Fetched(Fetched),
+    Own { key: Option<Box<[u8]>>, payload: Option<Box<[u8]>> },
 }
 
 impl Message {
     /// Key bytes; `None` = null.
     pub fn key(&self) -> Option<&[u8]> {
-        self.fetched.key()
+        match &self.bytes {
+            MessageBytes::Fetched(fetched) => fetched.key(),
+            MessageBytes::Own { key, .. } => key.as_deref(),
+        }
     }
 
     /// Value bytes; `None` = null, a tombstone.
     pub fn payload(&self) -> Option<&[u8]> {
-        self.fetched.payload()
+        match &self.bytes {
+            MessageBytes::Fetched(fetched) => fetched.payload(),
+            MessageBytes::Own { payload, .. } => payload.as_deref(),
+        }
+    }
+
+    /// Copies the bytes, for a message that waits long: where they were fetched lies up to a whole answer of the broker,
+    /// with all that it held of other partitions.
+    pub fn detach(&mut self) {
+        if let MessageBytes::Fetched(fetched) = &self.bytes {
+            let (key, payload) = (fetched.key().map(Into::into), fetched.payload().map(Into::into));
+            self.bytes = MessageBytes::Own { key, payload };
+        }
     }
 }
 
@@ -336,7 +356,8 @@ impl Slot {
             Polled::Message { offset, timestamp_ms, fetched } => {
                 if progress.deliver(offset) {
                     let (partition, generation) = (*partition, progress.generation);
-                    into.push(Message { partition, offset, timestamp_ms, generation, fetched });
+                    let bytes = MessageBytes::Fetched(fetched);
+                    into.push(Message { partition, offset, timestamp_ms, generation, bytes });
                 }
             }
             Polled::End { offset } => progress.reach_end(offset),

@@ -169,7 +169,7 @@ impl Member {
             self.ownership.revoked(&left, true);
         }
         let Some(error) = failure else {
-            // Waits for the client's threads: whoever waits for the end may rely on their being gone.
+            // The group is left. The client itself goes with the last message that a topic's thread still holds.
             drop(client);
             self.ended(ConsumerState::Stopped);
             return;

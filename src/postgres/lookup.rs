@@ -31,7 +31,10 @@ pub enum LookupError {
 
 /// Look-ups are small and by index, whatever the planner believes of tables that grew since they were last analysed:
 /// one scan of a registry of millions for a thousand keys would stop the stream.
+/// And bounded, as every question to the sink is: another worker, frozen in the middle of registering the same records, would
+/// hold this one up for as long as it stays so.
 const BY_INDEX: &str = "\
+SET LOCAL statement_timeout = '30s'; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '5s'; \
 SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_hashjoin = off; \
 SET LOCAL enable_mergejoin = off";
 
@@ -83,8 +86,9 @@ pub async fn register(client: &mut Client, object_id: i16, newcomers: &mut [Newc
     let homes: Vec<i32> = newcomers.iter().map(|(_, home, _)| *home).collect();
     let keys: Vec<&[u8]> = newcomers.iter().map(|(_, _, key)| key.as_bytes()).collect();
     let transaction = by_index(client).await?;
-    // Not waited for on disk: whatever refers to these numbers is committed after them, and takes them along.
-    transaction.batch_execute("SET LOCAL synchronous_commit = off").await?;
+    // Waited for on disk: a number that a crash of the server took back would be given to another record, and the batch
+    // in hand, which outlives the server, would write this one's history there.
+    transaction.batch_execute("SET LOCAL synchronous_commit = on").await?;
     transaction
         .query_typed(
             REGISTER,

@@ -91,8 +91,13 @@ impl Board {
     }
 
     /// The topic has so many partitions now.
-    pub fn set_partitions(&self, count: i32) {
-        self.partitions.store(count, Ordering::Relaxed);
+    fn set_partitions(&self, count: i32) -> bool {
+        let grown = self.partitions.swap(count, Ordering::AcqRel) != count;
+        if grown {
+            *lock(&self.facts) = None;
+            self.version.fetch_add(1, Ordering::Release);
+        }
+        grown
     }
 
     /// Tasks by state: restoring, running, waiting for other workers.
@@ -131,6 +136,13 @@ impl Boards {
     /// One more topic.
     pub fn add(&self, board: Arc<Board>) {
         self.boards.write().unwrap_or_else(PoisonError::into_inner).push(board);
+    }
+
+    /// A topic has so many partitions now: whoever had all of it may share it from here on.
+    pub fn set_partitions(&self, board: &Board, count: i32) {
+        if board.set_partitions(count) {
+            self.bell.notify_one();
+        }
     }
 
     /// All of them.
@@ -302,7 +314,6 @@ impl Group {
 /// What was seen of one partition of others, and since when it is so.
 struct Watched {
     next: i64,
-    epoch: i64,
     since: Instant,
     counted: bool,
 }
@@ -462,11 +473,12 @@ impl Watch {
         let mut others = Vec::with_capacity(foreign.len());
         for partition in foreign {
             let place = places.iter().find(|place| (place.source_id, place.partition) == (board.source_id, *partition));
-            let (next, epoch) = place.map_or((0, 0), |place| (place.next, place.epoch));
+            let next = place.map_or(0, |place| place.next);
             let of = (board.source_id, *partition);
-            let watched = self.watched.entry(of).or_insert(Watched { next, epoch, since: now, counted: false });
-            if (watched.next, watched.epoch) != (next, epoch) {
-                *watched = Watched { next, epoch, since: now, counted: false };
+            let watched = self.watched.entry(of).or_insert(Watched { next, since: now, counted: false });
+            // Only commits count. A partition that is claimed again and again without one would hold everybody up.
+            if watched.next != next {
+                *watched = Watched { next, since: now, counted: false };
             }
             let worker = place.and_then(|place| place.worker.as_deref());
             others.push(Other {

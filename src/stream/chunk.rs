@@ -33,6 +33,8 @@ pub struct Arrived {
     pub peeked: Peek,
     /// What it means; not read before its turn comes close. `None` also while it seems to repeat what its record's last event said: such a message is not decoded.
     pub meaning: Option<Result<Decoded, DecodeError>>,
+    /// It waited already when lanes were looked through last.
+    pub waited: bool,
 }
 
 impl Arrived {
@@ -536,9 +538,10 @@ impl Group {
     }
 }
 
-/// Whether asking again can't help: neither the connection, nor resources, locks or an operator's hand were the reason.
+/// Whether asking again can't help: neither the connection or its state, nor resources, locks or an operator's hand were
+/// the reason.
 fn is_lasting(error: &crate::postgres::Error) -> bool {
-    error.code().is_some_and(|code| !["08", "40", "53", "55", "57", "58"].contains(&&code.code()[..2]))
+    error.code().is_some_and(|code| !["08", "25", "40", "53", "55", "57", "58"].contains(&&code.code()[..2]))
 }
 
 fn dead_letter(position_id: PositionId, message: &Message, error: &DecodeError) -> DeadLetter {

@@ -53,6 +53,8 @@ const WAITING: usize = 12_000;
 const FEWEST: usize = 250;
 /// Messages judged between two looks at commands and commits.
 pub(super) const CHUNK: usize = 1_000;
+/// What waits longer than this many messages of its topic is copied out of what was fetched with it.
+const LONG: u64 = 50_000;
 /// How long a partition with nothing buffered is waited for.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// The same before its first message: the first fetch takes longer.
@@ -149,6 +151,8 @@ pub struct Group {
     pub(super) repeated: u64,
     /// Our clock, as of the chunk in hand.
     pub(super) now: Micros,
+    /// Messages judged since what waits was last looked through.
+    judged: u64,
     pub(super) opened: Option<Instant>,
     pub(super) in_flight: Option<InFlight>,
     pub(super) waiting_since: Option<Instant>,
@@ -181,6 +185,7 @@ impl Group {
             front,
             repeated: 0,
             now: 0,
+            judged: 0,
             opened: None,
             in_flight: None,
             waiting_since: None,
@@ -340,7 +345,7 @@ impl Group {
                 Some(ts) => Turn::new(Some(ts), peeked.lsn(), peeked.is_delete()),
                 None => Turn::AT_ONCE,
             };
-            task.lane.push(turn, Box::new(Arrived { message, peeked, meaning: None }));
+            task.lane.push(turn, Box::new(Arrived { message, peeked, meaning: None, waited: false }));
         }
         for fault in self.parts.inbox.take_faults() {
             tracing::error!(
@@ -416,6 +421,7 @@ impl Group {
             self.pass_tails();
         }
         let taken = chunk.len();
+        self.detach_what_waits(taken as u64);
         if taken > 0 {
             if self.opened.is_none() {
                 self.opened = Some(Instant::now());
@@ -428,6 +434,19 @@ impl Group {
             }
         }
         taken
+    }
+
+    fn detach_what_waits(&mut self, taken: u64) {
+        self.judged += taken;
+        if self.judged < LONG {
+            return;
+        }
+        self.judged = 0;
+        for one in self.tasks.values_mut().flat_map(|task| task.lane.iter_mut()) {
+            if std::mem::replace(&mut one.waited, true) {
+                one.message.detach();
+            }
+        }
     }
 
     /// Moves positions over control records at their partition's tail, or the lag would never reach zero.

@@ -62,6 +62,11 @@ impl<T> Lane<T> {
         self.queue.pop_front().map(|(_, item)| item)
     }
 
+    /// Everything that waits, first to last.
+    pub fn iter_mut(&mut self) -> impl DoubleEndedIterator<Item = &mut T> {
+        self.queue.iter_mut().map(|(_, item)| item)
+    }
+
     /// Messages waiting.
     pub fn len(&self) -> usize {
         self.queue.len()

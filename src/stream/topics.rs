@@ -167,7 +167,7 @@ impl Topics {
         let boards = self.boards.all();
         for topic in found {
             if let Some(board) = boards.iter().find(|board| board.topic == topic.name) {
-                board.set_partitions(topic.partitions);
+                self.boards.set_partitions(board, topic.partitions);
             }
         }
         let names: Vec<String> = found.iter().map(|topic| topic.name.to_string()).collect();

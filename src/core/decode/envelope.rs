@@ -159,25 +159,30 @@ pub fn peek(key: Option<&[u8]>, payload: Option<&[u8]>) -> Peek {
 
 /// The same, with what the message is likely to look like: the schema block that it begins with (two thirds of a
 /// message are its block, and comparing it is far cheaper than reading it again), and how its row is laid out.
-pub(super) fn peek_as_before(block: Option<&str>, layout: &Layout, key: Option<&[u8]>, payload: Option<&[u8]>) -> Peek {
+pub(super) fn peek_as_before(
+    block: Option<(&str, u128)>,
+    layout: &Layout,
+    key: Option<&[u8]>,
+    payload: Option<&[u8]>,
+) -> Peek {
     let Some(payload) = payload else { return Peek::Tombstone };
     look(block, layout, key, payload).unwrap_or_else(Peek::Undecodable)
 }
 
 /// The quick way: exactly what is expected, or nothing.
-fn quick_look(block: Option<&str>, layout: &Layout, key: Option<&[u8]>, text: &str) -> Option<Envelope> {
-    let Some((start, end)) = block.and_then(|block| {
+fn quick_look(block: Option<(&str, u128)>, layout: &Layout, key: Option<&[u8]>, text: &str) -> Option<Envelope> {
+    let before = "{\"schema\":".len();
+    let known = block.and_then(|(block, hash)| {
         let (_, rest) = split_block(text, block)?;
-        let start = "{\"schema\":".len() + block.len() + ",\"payload\":".len();
-        Some((start, start + rest.len()))
-    }) else {
-        return quick::look(layout, key, text.as_bytes(), 0)
-            .filter(|(end, _)| *end == text.len())
-            .map(|(_, found)| found);
+        Some((before + block.len(), rest.len(), hash))
+    });
+    let Some((end_of_block, length, hash)) = known else {
+        let (end, envelope) = quick::look(layout, 0, key, text.as_bytes(), 0)?;
+        return (end == text.len()).then_some(envelope);
     };
-    let (found, envelope) = quick::look(layout, key, text.as_bytes(), start)?;
-    let block = Span::new("{\"schema\":".len(), start - ",\"payload\":".len());
-    (found == end).then_some(Envelope { schema: block, ..envelope })
+    let start = end_of_block + ",\"payload\":".len();
+    let (end, envelope) = quick::look(layout, hash, key, text.as_bytes(), start)?;
+    (end == start + length).then_some(Envelope { schema: Span::new(before, end_of_block), ..envelope })
 }
 
 /// `{"schema":<block>,"payload":<rest>}` → (block, rest).
@@ -190,7 +195,7 @@ fn split_block<'m>(text: &'m str, block: &str) -> Option<(&'m str, &'m str)> {
     Some((found, rest.strip_prefix(",\"payload\":")?.strip_suffix('}')?))
 }
 
-fn look(block: Option<&str>, layout: &Layout, key: Option<&[u8]>, payload: &[u8]) -> Result<Peek, DecodeError> {
+fn look(block: Option<(&str, u128)>, layout: &Layout, key: Option<&[u8]>, payload: &[u8]) -> Result<Peek, DecodeError> {
     if payload.is_empty() {
         return Err(DecodeError::new(Reason::Empty, "the value has no bytes"));
     }
@@ -199,7 +204,7 @@ fn look(block: Option<&str>, layout: &Layout, key: Option<&[u8]>, payload: &[u8]
     if let Some(envelope) = quick_look(block, layout, key, text) {
         return Ok(Peek::Row(envelope));
     }
-    long_look(block, key, text)
+    long_look(block.map(|(block, _)| block), key, text)
 }
 
 /// The long way, by a full parser: it accepts all that JSON allows, and says what is wrong with the rest.
@@ -466,9 +471,9 @@ pub(super) mod tests {
     use super::*;
 
     /// Whatever the quick way accepts, the long way reads alike.
-    pub fn both_ways_agree(block: Option<&str>, layout: &Layout, key: Option<&[u8]>, text: &str) -> bool {
+    pub fn both_ways_agree(block: Option<(&str, u128)>, layout: &Layout, key: Option<&[u8]>, text: &str) -> bool {
         let Some(quick) = quick_look(block, layout, key, text) else { return false };
-        let long = long_look(block, key, text);
+        let long = long_look(block.map(|(block, _)| block), key, text);
         assert_eq!(long, Ok(Peek::Row(Envelope { print: None, ..quick })), "{text}");
         true
     }

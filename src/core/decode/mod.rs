@@ -24,8 +24,6 @@ mod token;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use xxhash_rust::xxh3::xxh3_64;
-
 pub use envelope::{Envelope, Ignored, Peek, Source, Span, peek};
 pub use key::row_key;
 pub use quick::Print;
@@ -223,7 +221,7 @@ pub struct Decoder {
     identity: Option<ResolvedIdentity>,
     layout: Layout,
     /// What the layout was learned from: the columns' order and classes, and the schema block.
-    learned: (u64, u64),
+    learned: (u64, u128),
 }
 
 impl Decoder {
@@ -365,11 +363,12 @@ impl Decoder {
             self.identity = Some(resolved);
         }
         self.columns.apply(changes);
-        let block = envelope.schema.and_then(|span| span.text(payload)).map_or(0, |text| xxh3_64(text.as_bytes()));
+        // The block of this row is the one met last.
+        let block = if envelope.schema.is_some() { self.blocks.last().map_or(0, |(_, hash)| hash) } else { 0 };
         let now = (self.columns.shape(), block);
         if self.learned != now {
             self.learned = now;
-            self.layout.learn(&self.columns, self.identity.as_ref(), envelope.source.text(payload));
+            self.layout.learn(&self.columns, self.identity.as_ref(), envelope.source.text(payload), block);
         }
         let Envelope { op, ts, lsn, tx_id, .. } = *envelope;
         Ok(Event { op, key, identity, lsn, ts, tx_id, row })

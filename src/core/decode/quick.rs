@@ -67,6 +67,8 @@ pub(super) struct Layout {
     seed: u64,
     by_key: bool,
     ready: bool,
+    /// Hash of the schema block of that row; 0 = none.
+    block: u128,
 }
 
 /// What a number in `source` is for.
@@ -163,7 +165,14 @@ impl Layout {
     }
 
     /// Follows the row that was decoded last. Prints made before are not comparable with those made after.
-    pub(super) fn learn(&mut self, columns: &Columns, identity: Option<&ResolvedIdentity>, source: Option<&str>) {
+    pub(super) fn learn(
+        &mut self,
+        columns: &Columns,
+        identity: Option<&ResolvedIdentity>,
+        source: Option<&str>,
+        block: u128,
+    ) {
+        self.block = block;
         self.source = source.and_then(Template::learn).unwrap_or_default();
         self.seed = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
         self.fields.clear();
@@ -182,7 +191,12 @@ impl Layout {
                 Class::Status | Class::Excluded => Part::Nothing,
             };
             // A name that JSON writes with escapes does not match, which only costs speed.
-            let name = format!("\"{}\":", column.name).into_bytes().into();
+            let name: Box<[u8]> = format!("\"{}\":", column.name).into_bytes().into();
+            if self.fields.iter().any(|known| *known.name == *name) {
+                // Two columns of one name: which of them counts is for the long way to say.
+                self.fields.clear();
+                return;
+            }
             self.fields.push(Slot { name, part, name_hash: xxh3_64(column.name.as_bytes()) });
         }
     }
@@ -202,6 +216,11 @@ impl Layout {
             let start = at + name.len();
             let end = scan::value(text, start)?;
             if *part != Part::Content {
+                // What is not hashed is not known to be good from the row before: an escape may be one of those that
+                // no text can hold.
+                if memchr::memchr(b'\\', text.get(start..end)?).is_some() {
+                    return None;
+                }
                 if run < at {
                     content = chain(content, text.get(run..at)?);
                 }
@@ -248,7 +267,16 @@ fn number_of(key: &[u8]) -> Option<&str> {
 
 /// Reads a message's envelope, and its row's print if the row is laid out as expected. `at` is where the envelope
 /// starts in `text`: behind a known schema block or at the start. `None`: not accepted here, which says nothing.
-pub(super) fn look(layout: &Layout, key: Option<&[u8]>, text: &[u8], at: usize) -> Option<(usize, Envelope)> {
+///
+/// `block`: hash of the message's schema block, 0 if it has none. The same bytes under another block may be another
+/// value, so they have no print.
+pub(super) fn look(
+    layout: &Layout,
+    block: u128,
+    key: Option<&[u8]>,
+    text: &[u8],
+    at: usize,
+) -> Option<(usize, Envelope)> {
     let (mut before, mut after, mut source, mut op) = (None, None, None, None);
     let mut print = None;
     let mut open = scan::byte(text, at, b'{')?;
@@ -258,7 +286,11 @@ pub(super) fn look(layout: &Layout, key: Option<&[u8]>, text: &[u8], at: usize) 
         let start = scan::byte(text, end, b':')?;
         let (slot, end) = match name {
             b"after" => {
-                let quick = if layout.ready { key.and_then(|key| layout.print(key, text, start)) } else { None };
+                let quick = if layout.ready && layout.block == block {
+                    key.and_then(|key| layout.print(key, text, start))
+                } else {
+                    None
+                };
                 match quick {
                     Some((end, found)) => {
                         print = Some(found);
@@ -335,8 +367,9 @@ fn moment(text: &[u8], at: usize) -> Option<(usize, Moment)> {
             b"lsn" => (&mut lsn, 8),
             b"txId" => (&mut tx_id, 16),
             b"table" => {
+                let first = !table;
                 table = raw.len() > 2 && raw.first() == Some(&b'"');
-                return Some(());
+                return first.then_some(());
             }
             _ => return Some(()),
         };

@@ -44,9 +44,9 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// The block met last.
-    pub fn last(&self) -> Option<&str> {
-        self.last.as_ref().map(|(text, _)| text.as_ref())
+    /// The block met last, and its hash.
+    pub fn last(&self) -> Option<(&str, u128)> {
+        self.last.as_ref().map(|(text, hash)| (text.as_ref(), *hash))
     }
 
     /// The block of this text, parsed at its first sight. `columns`: the names of all columns known so far.
