@@ -394,7 +394,8 @@ async fn two_workers_lose_no_change_and_end_with_the_sources_images() {
     one.wait_for_log("claimed").await;
     let mut two = deployment.worker("two");
     two.wait_for_log("claimed").await;
-    // The first stands still while the second reads its share to the end: what moved between them comes late.
+    // The first stands still while the second reads its share to the end, which waits for it until the group takes its
+    // partitions away: whether anything comes late depends on who is faster, and neither may cost a change.
     one.signal(libc::SIGSTOP);
     held.rollback().await.unwrap();
     wait_for("the second worker's share", LONG, async || {
@@ -411,7 +412,6 @@ async fn two_workers_lose_no_change_and_end_with_the_sources_images() {
     one.stop();
     two.stop();
 
-    assert!(audit::outcome(&client, "stale").await > 0, "nothing came late");
     assert_conserved(&client, &ends).await;
     tell(&client, world, feed, &[TABLES[0]]).await;
     assert_images(&client).await;
