@@ -30,7 +30,8 @@ pub enum LookupError {
 }
 
 /// Look-ups are small and by index, whatever the planner believes of tables that grew since they were last analysed:
-/// one scan of a registry of millions for a thousand keys would stop the stream.
+/// one scan of a registry of millions for a thousand keys would stop the stream. `OFFSET 0` in the queries below keeps
+/// the planner from turning a join around, which without statistics it does: every record once for every key.
 /// And bounded, as every question to the sink is: another worker, frozen in the middle of registering the same records, would
 /// hold this one up for as long as it stays so.
 const BY_INDEX: &str = "\
@@ -42,7 +43,7 @@ SET LOCAL enable_mergejoin = off";
 const RECORDS: &str = "
 SELECT r.sfid, r.rid, r.home, r.row_key, r.floor_lsn, r.floor_ts, k.kf, k.at, k.d, c.ats, c.ds, o.row_key
 FROM unnest($2::text[]) AS wanted(sfid)
-JOIN afterimage.record r ON r.object_id = $1 AND r.sfid = wanted.sfid
+CROSS JOIN LATERAL (SELECT * FROM afterimage.record WHERE object_id = $1 AND sfid = wanted.sfid OFFSET 0) r
 LEFT JOIN LATERAL (
   SELECT kf, at, d FROM afterimage.keyframe WHERE rid = r.rid ORDER BY kf DESC LIMIT 1) k ON true
 LEFT JOIN LATERAL (
@@ -54,21 +55,25 @@ LEFT JOIN LATERAL (
 /// One row for an owner, for a previous owner, for each pending row: what applies to the key.
 const KEYS: &str = "
 SELECT 'owner', wanted.key, r.sfid, r.rid, null::bigint, null::timestamptz, null::smallint, null::bytea
-FROM unnest($2::bytea[]) AS wanted(key) JOIN afterimage.record r ON r.object_id = $1 AND r.row_key = wanted.key
-WHERE EXISTS (SELECT 1 FROM afterimage.keyframe f WHERE f.rid = r.rid AND f.kf = 0)
+FROM unnest($2::bytea[]) AS wanted(key)
+CROSS JOIN LATERAL (
+  SELECT o.sfid, o.rid FROM afterimage.record o WHERE o.object_id = $1 AND o.row_key = wanted.key
+    AND EXISTS (SELECT 1 FROM afterimage.keyframe f WHERE f.rid = o.rid AND f.kf = 0) OFFSET 0) r
 UNION ALL
 SELECT 'old', wanted.key, r.sfid, k.rid, k.lsn, k.ts, null, null
-FROM unnest($2::bytea[]) AS wanted(key) JOIN afterimage.old_key k ON k.object_id = $1 AND k.row_key = wanted.key
-JOIN afterimage.record r ON r.rid = k.rid
+FROM unnest($2::bytea[]) AS wanted(key)
+CROSS JOIN LATERAL (SELECT * FROM afterimage.old_key WHERE object_id = $1 AND row_key = wanted.key OFFSET 0) k
+CROSS JOIN LATERAL (SELECT sfid FROM afterimage.record WHERE rid = k.rid OFFSET 0) r
 UNION ALL
 SELECT 'pending', wanted.key, null, null, null, p.at, p.n, p.d
-FROM unnest($2::bytea[]) AS wanted(key) JOIN afterimage.pending p ON p.source_id = $3 AND p.row_key = wanted.key";
+FROM unnest($2::bytea[]) AS wanted(key)
+CROSS JOIN LATERAL (SELECT * FROM afterimage.pending WHERE source_id = $3 AND row_key = wanted.key OFFSET 0) p";
 
 const REGISTER: &str = "
 INSERT INTO afterimage.record (object_id, sfid, home, row_key)
 SELECT $1, n.sfid, n.home, n.row_key
 FROM unnest($2::text[], $3::int[], $4::bytea[]) AS n(sfid, home, row_key)
-WHERE NOT EXISTS (SELECT 1 FROM afterimage.record r WHERE r.object_id = $1 AND r.sfid = n.sfid)
+WHERE NOT EXISTS (SELECT 1 FROM afterimage.record r WHERE r.object_id = $1 AND r.sfid = n.sfid OFFSET 0)
 ORDER BY n.sfid COLLATE \"C\"
 ON CONFLICT DO NOTHING";
 
