@@ -11,6 +11,8 @@ mod worker;
 mod edges;
 #[path = "golden/recorded.rs"]
 mod recorded;
+#[path = "golden/repeats.rs"]
+mod repeats;
 #[path = "golden/script.rs"]
 mod script;
 #[path = "golden/streams.rs"]

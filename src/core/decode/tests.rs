@@ -90,6 +90,39 @@ fn both_looks_agree_on_real_messages() {
     }
 }
 
+#[test]
+fn a_print_covers_the_key_and_every_visible_column_and_nothing_else() {
+    let message = |name: &str, stamp: u64, last: &str| {
+        let after = format!(
+            r#"{{"id":7,"sfid":"001f400001MDeYzAAL","name":"{name}","systemmodstamp":{stamp},"_hc_lastop":"SYNCED","score__c":{last}}}"#
+        );
+        format!(
+            r#"{{"before":null,"after":{after},"source":{{"ts_ms":5,"lsn":9,"table":"account"}},"op":"u","ts_ms":6}}"#
+        )
+    };
+    let mut decoder = Decoder::new(TopicRules::default());
+    decoder.print_rows(1, 7);
+    let first = message("A", 1, "2");
+    let look = decoder.peek(Some(br#"{"id":7}"#), Some(first.as_bytes()));
+    decoder.decode(&look, Some(br#"{"id":7}"#), Some(first.as_bytes())).unwrap();
+    let print = |key: &[u8], text: &str| match decoder.peek(Some(key), Some(text.as_bytes())) {
+        Peek::Row(envelope) => envelope.print.expect("laid out as the first"),
+        other => panic!("{other:?}"),
+    };
+    let known = print(br#"{"id":7}"#, &first);
+    let touched = print(br#"{"id":7}"#, &message("A", 2, "2"));
+    assert_eq!((known.record, known.content), (touched.record, touched.content));
+    assert!(known.system != touched.system && known.status == touched.status);
+    for (what, other) in [
+        ("key", print(br#"{"id":8}"#, &first)),
+        ("name", print(br#"{"id":7}"#, &message("B", 1, "2"))),
+        ("the last column", print(br#"{"id":7}"#, &message("A", 1, "3"))),
+        ("the record", print(br#"{"id":7}"#, &first.replace("MDeYzAAL", "MDeYzAAM"))),
+    ] {
+        assert_ne!(known.content, other.content, "{what}");
+    }
+}
+
 fn decode(decoder: &mut Decoder, key: Option<&str>, value: Option<&str>) -> Result<Decoded, DecodeError> {
     let (key, value) = (key.map(str::as_bytes), value.map(str::as_bytes));
     let look = peek(key, value);
