@@ -14,6 +14,7 @@ use super::seam::{RIGHTS_HINT, SINK_HINT, kafka_settings, schema_failure, signal
 use crate::config::Config;
 use crate::core::event::Micros;
 use crate::core::value::calendar::timestamp_text;
+use crate::demo::report::thousands;
 use crate::kafka::{KafkaError, KafkaSettings, Metadata, TopicPartition};
 use crate::postgres::Client;
 use crate::postgres::client::{SinkSettings, describe};
@@ -341,19 +342,6 @@ fn aligned(header: &[&str], rows: &[(Option<String>, Vec<String>)]) -> String {
         text.push_str(&line(&mut row.iter().map(String::as_str)));
     }
     text
-}
-
-/// `1234567` → `1,234,567`.
-fn thousands(number: i64) -> String {
-    let digits = number.unsigned_abs().to_string();
-    let mut grouped = if number < 0 { String::from("-") } else { String::new() };
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
 }
 
 /// Seconds in the two largest units: `0`, `42s`, `3m 5s`, `2h 0m`, `45d 3h`.

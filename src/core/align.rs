@@ -39,7 +39,7 @@ pub struct Other {
     pub backlog: bool,
     /// The process of its owner is there.
     pub owned: bool,
-    /// For how long neither its position nor its owner has changed (µs).
+    /// For how long nothing was committed there (µs), whoever owned it meanwhile.
     pub unchanged: Micros,
 }
 

@@ -51,19 +51,14 @@ impl Front {
 
     /// Whether the event repeats the last judged one. Says nothing of events that come later.
     pub fn would_repeat(&self, position_id: PositionId, print: &Print, lsn: Lsn) -> bool {
-        self.find(print.record).is_some_and(|at| {
-            self.entries.get(at).is_some_and(|entry| entry.content == mix(position_id, print) && entry.lsn < lsn)
-        })
+        self.repeated(position_id, print, lsn).is_some()
     }
 
     /// Takes an update that repeats the last judged event: the outcome with its reason. `None`: not known to repeat
     /// anything, so it must be judged.
     pub fn repeat(&mut self, position_id: PositionId, print: &Print, lsn: Lsn) -> Option<Counter> {
-        let at = self.find(print.record)?;
+        let at = self.repeated(position_id, print, lsn)?;
         let entry = self.entries.get_mut(at)?;
-        if entry.content != mix(position_id, print) || entry.lsn >= lsn {
-            return None;
-        }
         let reason = if entry.system != print.system {
             Counter::NoopSystem
         } else if entry.status != print.status {
@@ -105,6 +100,13 @@ impl Front {
     pub fn clear(&mut self) {
         self.entries.fill(Entry::default());
         self.used = 0;
+    }
+
+    /// The entry that the event repeats: equal content, and later.
+    fn repeated(&self, position_id: PositionId, print: &Print, lsn: Lsn) -> Option<usize> {
+        self.find(print.record).filter(|at| {
+            self.entries.get(*at).is_some_and(|entry| entry.content == mix(position_id, print) && entry.lsn < lsn)
+        })
     }
 
     fn set(&self, record: i64) -> std::ops::Range<usize> {

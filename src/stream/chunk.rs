@@ -14,8 +14,8 @@ use xxhash_rust::xxh3::Xxh3;
 use super::group::{Ended, Group};
 use super::task::Task;
 use crate::core::batch::{DEAD_LETTER_BYTES, DeadLetter};
-use crate::core::decode::{DecodeError, Decoded, Decoder, Envelope, Peek, Print};
-use crate::core::event::{Event, Lsn, Micros, Op};
+use crate::core::decode::{DecodeError, Decoded, Decoder, Envelope, Peek};
+use crate::core::event::{Event, Micros, Op};
 use crate::core::judge::{Arrival, Judge, Need, believable};
 use crate::core::position::{Counter, PositionId};
 use crate::kafka::Message;
@@ -31,7 +31,8 @@ pub struct Arrived {
     pub message: Message,
     /// What the first look found.
     pub peeked: Peek,
-    /// What it means; not read before its turn comes close. `None` also while it seems to repeat what its record's last event said: such a message is not decoded.
+    /// What it means; not read before its turn comes close. `None` also while it seems to repeat what its record's last
+    /// event said: such a message is not decoded.
     pub meaning: Option<Result<Decoded, DecodeError>>,
     /// It waited already when lanes were looked through last.
     pub waited: bool,
@@ -47,12 +48,6 @@ impl Arrived {
 
     fn envelope(&self) -> Option<&Envelope> {
         if let Peek::Row(envelope) = &self.peeked { Some(envelope) } else { None }
-    }
-
-    /// An update's print and LSN, by which the front may know it.
-    fn print(&self) -> Option<(&Print, Lsn)> {
-        let envelope = self.envelope().filter(|envelope| envelope.op == Op::Update && envelope.lsn != 0)?;
-        Some((envelope.print.as_ref()?, envelope.lsn))
     }
 
     fn decode(&mut self, decoder: &mut Decoder) {
@@ -96,7 +91,7 @@ impl Group {
     }
 
     fn seems_to_repeat(&self, one: &Arrived) -> bool {
-        let (Some((print, lsn)), Some(task)) = (one.print(), self.tasks.get(&one.message.partition)) else {
+        let (Some((print, lsn)), Some(task)) = (one.peeked.may_repeat(), self.tasks.get(&one.message.partition)) else {
             return false;
         };
         self.front.would_repeat(task.position_id, print, lsn)
@@ -443,7 +438,7 @@ impl Group {
             return Ok(());
         }
         let position_id = task.position_id;
-        if let Some((print, lsn)) = one.print()
+        if let Some((print, lsn)) = one.peeked.may_repeat()
             && let Some(outcome) = self.front.repeat(position_id, print, lsn)
         {
             self.open.advance(position_id, || task.start(), offset, Some(outcome));

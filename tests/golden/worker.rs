@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use afterimage::core::batch::{Advance, DeadLetter, OpenBatch, SealedBatch, StoredRecord};
-use afterimage::core::decode::{DecodeError, Decoded, Decoder, Peek, Print, ResolvedIdentity, TopicRules};
-use afterimage::core::event::{Event, FieldNo, Lsn, Micros, Op};
+use afterimage::core::decode::{DecodeError, Decoded, Decoder, Peek, ResolvedIdentity, TopicRules};
+use afterimage::core::event::{Event, FieldNo, Micros, Op};
 use afterimage::core::front::Front;
 use afterimage::core::judge::{Arrival, Judge, Need, ObjectFacts};
 use afterimage::core::overlay::Overlay;
@@ -209,12 +209,6 @@ impl Arrived<'_> {
             _ => None,
         }
     }
-
-    fn print(&self) -> Option<(&Print, Lsn)> {
-        let Peek::Row(envelope) = &self.peek else { return None };
-        let print = envelope.print.as_ref().filter(|_| envelope.op == Op::Update && envelope.lsn != 0)?;
-        Some((print, envelope.lsn))
-    }
 }
 
 impl<'w> Worker<'w> {
@@ -329,7 +323,7 @@ impl<'w> Worker<'w> {
             let peek = self.decoder.peek(key, value);
             let mut one = Arrived { message, peek, meaning: None };
             let position_id = self.tasks[&message.partition].position_id;
-            if !one.print().is_some_and(|(print, lsn)| self.front.would_repeat(position_id, print, lsn)) {
+            if !one.peek.may_repeat().is_some_and(|(print, lsn)| self.front.would_repeat(position_id, print, lsn)) {
                 one.meaning = Some(self.decoder.decode(&one.peek, key, value));
             }
             arrived.push(one);
@@ -429,7 +423,8 @@ impl<'w> Worker<'w> {
         let (position_id, passed, read) = (task.position_id, task.passed, task.read);
         let counters = Counters::default();
         let start = Advance { position_id, epoch: 1, from: read, to: read, counters, last: None, passed };
-        let repeated = one.print().and_then(|(print, lsn)| Some((print, self.front.repeat(position_id, print, lsn)?)));
+        let repeated =
+            one.peek.may_repeat().and_then(|(print, lsn)| Some((print, self.front.repeat(position_id, print, lsn)?)));
         if let Some((print, outcome)) = repeated {
             self.open.advance(position_id, || start, offset, Some(outcome));
             self.open.touch(print.record);

@@ -53,6 +53,15 @@ impl Peek {
         }
     }
 
+    /// An update's print and LSN, by which the [front](crate::core::front) may know it. Inserts and deletes are always judged,
+    /// and so is what has no place in the log.
+    pub fn may_repeat(&self) -> Option<(&Print, Lsn)> {
+        match self {
+            Self::Row(Envelope { op: Op::Update, lsn, print: Some(print), .. }) if *lsn != 0 => Some((print, *lsn)),
+            _ => None,
+        }
+    }
+
     /// Whether this is a delete (deletes go first among events of one time and LSN).
     pub fn is_delete(&self) -> bool {
         matches!(self, Self::Row(Envelope { op: Op::Delete, .. }))
@@ -225,17 +234,14 @@ fn long_look(block: Option<&str>, key: Option<&[u8]>, text: &str) -> Result<Peek
     };
     let Some(op) = wire.op.map(RawValue::get) else { return side_record(key, &wire) };
     let op = match op {
-        "\"c\"" => Op::Create,
-        "\"u\"" => Op::Update,
-        "\"d\"" => Op::Delete,
-        "\"r\"" => Op::Read,
         "\"m\"" => return Ok(Peek::Ignored(Ignored::Message)),
         "\"t\"" => {
             // Nothing depends on a truncate's source, so a broken one is not worth a dead letter.
             let moment = wire.source.and_then(|s| moment(s.get()).ok()).unwrap_or_default();
             return Ok(Peek::Truncate { ts: moment.ts, lsn: moment.lsn });
         }
-        _ => return Err(DecodeError::new(Reason::UnknownOp, "op is none of c, u, d, r, t, m")),
+        token => row_op(token.as_bytes())
+            .ok_or_else(|| DecodeError::new(Reason::UnknownOp, "op is none of c, u, d, r, t, m"))?,
     };
     let source = wire.source.ok_or_else(|| DecodeError::new(Reason::BadSource, "no source"))?;
     let moment = moment(source.get()).map_err(|what| DecodeError::new(Reason::BadSource, what))?;
@@ -323,13 +329,29 @@ impl Moment {
         tx_id: Option<i64>,
     ) -> Option<Self> {
         let unsigned = |number: Option<i64>| number.map_or(Some(None), |n| u64::try_from(n).ok().map(Some));
-        let ts = match (us, ns, ms) {
-            (Some(us), ..) => Some(us),
-            (None, Some(ns), _) => Some(ns.div_euclid(1000)),
-            (None, None, Some(ms)) => Some(ms.checked_mul(1000)?),
-            (None, None, None) => None,
-        };
+        let ts = source_time(us, ns, ms)?;
         Some(Self { ts, lsn: unsigned(lsn)?.unwrap_or(0), tx_id: unsigned(tx_id)? })
+    }
+}
+
+/// The finest of the three times that a source may tell; `None` if that one is out of range.
+fn source_time(us: Option<i64>, ns: Option<i64>, ms: Option<i64>) -> Option<Option<Micros>> {
+    Some(match (us, ns, ms) {
+        (Some(us), ..) => Some(us),
+        (None, Some(ns), _) => Some(ns.div_euclid(1000)),
+        (None, None, Some(ms)) => Some(ms.checked_mul(1000)?),
+        (None, None, None) => None,
+    })
+}
+
+/// The op of a row event; `None` for any other token.
+pub(super) fn row_op(token: &[u8]) -> Option<Op> {
+    match token {
+        b"\"c\"" => Some(Op::Create),
+        b"\"u\"" => Some(Op::Update),
+        b"\"d\"" => Some(Op::Delete),
+        b"\"r\"" => Some(Op::Read),
+        _ => None,
     }
 }
 
@@ -360,15 +382,10 @@ fn moment(source: &str) -> Result<Moment, &'static str> {
     }
     let number = |raw: Option<&RawValue>, what| raw.map(|r| integer(r.get()).ok_or(what)).transpose();
     let unsigned = |raw, what| number(raw, what)?.map(|n| u64::try_from(n).map_err(|_| what)).transpose();
-    let ts = match (number(wire.ts_us, "source.ts_us is no number")?, number(wire.ts_ns, "source.ts_ns is no number")?)
-    {
-        (Some(us), _) => Some(us),
-        (None, Some(ns)) => Some(ns.div_euclid(1000)),
-        (None, None) => match number(wire.ts_ms, "source.ts_ms is no number")? {
-            Some(ms) => Some(ms.checked_mul(1000).ok_or("source.ts_ms is out of range")?),
-            None => None,
-        },
-    };
+    let (us, ns) = (number(wire.ts_us, "source.ts_us is no number")?, number(wire.ts_ns, "source.ts_ns is no number")?);
+    // Not looked at beside a finer one, so it may be anything there.
+    let ms = if us.or(ns).is_none() { number(wire.ts_ms, "source.ts_ms is no number")? } else { None };
+    let ts = source_time(us, ns, ms).ok_or("source.ts_ms is out of range")?;
     Ok(Moment {
         ts,
         lsn: unsigned(wire.lsn, "source.lsn is no number")?.unwrap_or(0),

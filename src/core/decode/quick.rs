@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
 use super::ResolvedIdentity;
 use super::columns::Columns;
-use super::envelope::{Envelope, Moment, Span, integer};
+use super::envelope::{Envelope, Moment, Span, integer, row_op};
 use super::scan;
 use crate::core::event::{Class, Op};
 use crate::core::record::key_hash;
@@ -322,13 +322,7 @@ pub(super) fn look(
         }
     };
     let part = |range: (usize, usize)| text.get(range.0..range.1);
-    let op = match part(op?)? {
-        b"\"c\"" => Op::Create,
-        b"\"u\"" => Op::Update,
-        b"\"d\"" => Op::Delete,
-        b"\"r\"" => Op::Read,
-        _ => return None,
-    };
+    let op = row_op(part(op?)?)?;
     let row = |range: Option<(usize, usize)>| match range.and_then(part)? {
         [b'{', ..] => Some(Some(range?)),
         b"null" => Some(None),
