@@ -10,6 +10,7 @@ use super::args::TypesArgs;
 use super::failure::{Exit, Failure};
 use super::{print, seam};
 use crate::config::{Config, Sources, commented_file, nearest};
+use crate::core::decode::TIMESTAMPS;
 use crate::core::value::Kind;
 use crate::postgres::source::{self, SourceError, SourceTable};
 
@@ -90,14 +91,12 @@ pub(super) async fn types(args: &TypesArgs) -> Result<(), Failure> {
 
 /// Columns that are part of history and whose types JSON does not tell. Heroku Connect's own columns are built in.
 fn declared(table: &SourceTable) -> Vec<(&str, &'static str)> {
-    const BUILT_IN: [&str; 5] =
-        ["createddate", "lastmodifieddate", "systemmodstamp", "lastvieweddate", "lastreferenceddate"];
     let by_sfid = table.columns.iter().any(|(name, _)| name == "sfid");
     table
         .columns
         .iter()
         .filter(|(name, _)| {
-            !(name.starts_with("_hc_") || BUILT_IN.contains(&name.as_str()) || (by_sfid && name == "id"))
+            !(name.starts_with("_hc_") || TIMESTAMPS.contains(&name.as_str()) || (by_sfid && name == "id"))
         })
         .filter_map(|(name, kind)| Some((name.as_str(), brief(Kind::from_sql_name(kind)?)?)))
         .collect()

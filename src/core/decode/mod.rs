@@ -475,10 +475,12 @@ fn class(name: &str, rules: &TopicRules, identity: Option<&ResolvedIdentity>) ->
     }
 }
 
+/// Salesforce's own columns that are timestamps without being declared.
+pub const TIMESTAMPS: [&str; 5] =
+    ["createddate", "lastmodifieddate", "systemmodstamp", "lastvieweddate", "lastreferenceddate"];
+
 /// What a column's type is without a schema block: declared, else built in, else unknown.
 fn declared(name: &str, rules: &TopicRules) -> Option<Encoding> {
-    const TIMESTAMPS: [&str; 5] =
-        ["createddate", "lastmodifieddate", "systemmodstamp", "lastvieweddate", "lastreferenceddate"];
     let kind = rules.types.get(name).copied().or_else(|| TIMESTAMPS.contains(&name).then_some(Kind::Timestamp));
     kind.map(Encoding::Plain)
 }
