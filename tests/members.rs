@@ -231,20 +231,22 @@ async fn who_is_ahead_waits_for_who_is_behind() {
     held_by(&sink, &["one", "two"]).await;
     one.signal(libc::SIGSTOP);
     gate.rollback().await.unwrap();
+    let query =
+        "SELECT worker, sum(next_offset - first_offset)::bigint FROM afterimage.positions GROUP BY 1 ORDER BY 1";
+    let read = async || -> Vec<(String, i64)> {
+        let rows = sink.query(query, &[]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+    };
     wait_for("the second worker to wait", LONG, async || {
         let metrics = two.metrics().await;
         let waiting = metrics.lines().find(|line| line.starts_with("afterimage_task_state{state=\"waiting\"}"));
-        match waiting.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()) {
-            Some(tasks) if tasks > 0.0 => Ok(()),
-            found => Err(format!("{found:?}")),
-        }
+        let tasks = waiting.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0);
+        let read = read().await;
+        if tasks > 0.0 && read[1].1 > 0 { Ok(()) } else { Err(format!("{tasks} tasks, {read:?}")) }
     })
     .await;
     // What it has read is within a step of where the other stands: at the beginning.
-    let query =
-        "SELECT worker, sum(next_offset - first_offset)::bigint FROM afterimage.positions GROUP BY 1 ORDER BY 1";
-    let rows = sink.query(query, &[]).await.unwrap();
-    let read: Vec<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let read = read().await;
     // Events are 10 ms of source time apart; tombstones have no time of their own.
     let most = 4 * DENSE as i64 + LEEWAY / 10_000;
     assert!(read[0].1 == 0 && read[1].1 > 0 && read[1].1 <= most, "{read:?}, at most {most}");

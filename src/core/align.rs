@@ -6,7 +6,7 @@
 //! alone would allow one event for each commit. A step ends early where events are dense ([`DENSE`]): a table reload moves
 //! its records within minutes, and there time is the better measure. Then it waits, unless nobody is slower than itself. While the others have
 //! no backlog it reads what it had at hand when that was asked, and then asks again: what they get later is not older,
-//! because the source wrote it later.
+//! because the source wrote it later. Until the first answer it takes nothing.
 //!
 //! **Two workers never wait for each other for good.** Committed times only rise. So what a worker knows of the others
 //! is at most their true place, and once it has asked again it is that place. Take the partition with the smallest
@@ -82,6 +82,8 @@ pub struct Stride {
     slowest: Option<Micros>,
     /// The slowest, or the newest event at hand when there was none; `None` = all events are taken freely.
     mark: Option<Micros>,
+    /// Others read this topic too, and nothing is known of them yet.
+    asking: bool,
     /// Source times of events taken beyond the mark: the first `step` of them, more are of no interest.
     ahead: Vec<Micros>,
 }
@@ -89,15 +91,21 @@ pub struct Stride {
 impl Stride {
     /// All partitions are ours; `step` as in [`STEP`].
     pub fn new(step: usize) -> Self {
-        Stride { step: step.max(1), slowest: None, mark: None, ahead: Vec::new() }
+        Stride { step: step.max(1), slowest: None, mark: None, asking: false, ahead: Vec::new() }
     }
 
     /// Whether everything may be taken.
     pub fn is_free(&self) -> bool {
-        self.mark.is_none()
+        self.mark.is_none() && !self.asking
     }
 
-    /// Nobody else reads this topic, or nothing is known of them.
+    /// Who else reads this topic has changed: nothing is taken before [`see`](Self::see) or [`free`](Self::free). What
+    /// lies at hand may be hours ahead of them.
+    pub fn ask(&mut self) {
+        self.asking = true;
+    }
+
+    /// Nobody else reads this topic, or nobody answers.
     pub fn free(&mut self) {
         *self = Stride::new(self.step);
     }
@@ -108,11 +116,15 @@ impl Stride {
         let mark = slowest.unwrap_or(newest);
         self.slowest = slowest;
         self.mark = Some(mark);
+        self.asking = false;
         self.ahead.retain(|at| *at > mark);
     }
 
     /// Takes the event of this source time, if it may be taken now.
     pub fn take(&mut self, at: Micros) -> bool {
+        if self.asking {
+            return false;
+        }
         let Some(mark) = self.mark.filter(|mark| at > *mark) else { return true };
         if at > mark.saturating_add(LEEWAY) && (self.ahead.len() >= self.step || self.is_dense(at)) {
             return false;
@@ -218,6 +230,19 @@ mod tests {
         assert!(!stride.step_again(0), "only an answer tells that they still are");
         stride.see(None, 110 * SECOND);
         assert!(stride.take(103 * SECOND));
+    }
+
+    #[test]
+    fn before_the_first_answer_nothing_is_taken() {
+        let mut stride = Stride::new(5);
+        stride.ask();
+        assert!(!stride.is_free() && !stride.take(Micros::MIN));
+        stride.see(Some(0), 0);
+        assert!(stride.take(1) && stride.take(SECOND));
+        stride.ask();
+        assert!(!stride.take(1), "others than before");
+        stride.free();
+        assert!(stride.is_free() && stride.take(Micros::MAX), "nobody answers");
     }
 
     /// A worker of the simulation: its partitions' events by time, and what it has taken and committed of them.

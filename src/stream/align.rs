@@ -60,7 +60,7 @@ pub struct Board {
     waits: AtomicBool,
     /// The topic's thread has much to read.
     busy: AtomicBool,
-    /// Rises with each new [`Facts`].
+    /// Rises with each new [`Facts`], and when they are forgotten.
     version: AtomicU64,
     facts: Mutex<Option<Facts>>,
     /// Tasks by state: restoring, running, waiting.
@@ -71,6 +71,12 @@ pub struct Board {
 struct Facts {
     slowest: Option<Micros>,
     asked: Instant,
+}
+
+/// Partitions that others own, as of a version of the board.
+struct Foreign {
+    partitions: Vec<i32>,
+    version: u64,
 }
 
 impl Board {
@@ -94,10 +100,16 @@ impl Board {
     fn set_partitions(&self, count: i32) -> bool {
         let grown = self.partitions.swap(count, Ordering::AcqRel) != count;
         if grown {
-            *lock(&self.facts) = None;
-            self.version.fetch_add(1, Ordering::Release);
+            self.forget();
         }
         grown
+    }
+
+    /// What is known of the others was asked for others.
+    fn forget(&self) {
+        let mut facts = lock(&self.facts);
+        *facts = None;
+        self.version.fetch_add(1, Ordering::Release);
     }
 
     /// Tasks by state: restoring, running, waiting for other workers.
@@ -106,17 +118,24 @@ impl Board {
     }
 
     /// Partitions of the topic that others own, if some are ours and some are not.
-    fn foreign(&self) -> Vec<i32> {
+    fn foreign(&self) -> Foreign {
         let owned = lock(&self.owned);
-        if owned.is_empty() {
-            return Vec::new();
-        }
-        (0..self.partitions.load(Ordering::Relaxed)).filter(|partition| !owned.contains(partition)).collect()
+        let version = self.version.load(Ordering::Acquire);
+        let all = if owned.is_empty() { 0 } else { self.partitions.load(Ordering::Relaxed) };
+        let partitions = (0..all).filter(|partition| !owned.contains(partition)).collect();
+        Foreign { partitions, version }
     }
 
-    fn publish(&self, slowest: Option<Micros>) {
-        *lock(&self.facts) = Some(Facts { slowest, asked: Instant::now() });
-        self.version.fetch_add(1, Ordering::Release);
+    /// Unless others have become the others meanwhile: the bell has rung then, they are asked for next.
+    fn publish(&self, slowest: Option<Micros>, of: &Foreign) {
+        {
+            let mut facts = lock(&self.facts);
+            if self.version.load(Ordering::Acquire) != of.version {
+                return;
+            }
+            *facts = Some(Facts { slowest, asked: Instant::now() });
+            self.version.fetch_add(1, Ordering::Release);
+        }
         if self.waits.load(Ordering::Acquire)
             && let Some(inbox) = self.inbox.get()
         {
@@ -220,9 +239,7 @@ impl Align {
             let mut known = lock(&self.board.owned);
             if known.len() != owned || !tasks.keys().all(|partition| known.contains(partition)) {
                 *known = tasks.keys().copied().collect();
-                // What is known of the others was asked for others.
-                *lock(&self.board.facts) = None;
-                self.board.version.fetch_add(1, Ordering::Release);
+                self.board.forget();
                 self.bell.notify_one();
             }
         }
@@ -240,10 +257,13 @@ impl Align {
         self.seen = version;
         let facts = *lock(&self.board.facts);
         self.asked = facts.map_or_else(Instant::now, |facts| facts.asked);
-        // Before the first answer nothing is known but what is at hand.
+        let Some(facts) = facts else {
+            self.stride.ask();
+            return true;
+        };
         let at_hand = tasks.values().filter_map(|task| task.lane.newest()).max();
         self.newest = self.newest.max(at_hand.unwrap_or(Micros::MIN));
-        self.stride.see(facts.and_then(|facts| facts.slowest), self.newest);
+        self.stride.see(facts.slowest, self.newest);
         true
     }
 
@@ -355,7 +375,7 @@ struct Watch {
 impl Watch {
     /// One round of questions; gives the pause until the next.
     async fn round(&mut self) -> Duration {
-        let shared: Vec<(Arc<Board>, Vec<i32>)> = self
+        let shared: Vec<(Arc<Board>, Foreign)> = self
             .boards
             .all()
             .into_iter()
@@ -363,7 +383,7 @@ impl Watch {
                 let foreign = board.foreign();
                 (board, foreign)
             })
-            .filter(|(_, foreign)| !foreign.is_empty())
+            .filter(|(_, foreign)| !foreign.partitions.is_empty())
             .collect();
         if shared.is_empty() {
             self.watched.clear();
@@ -384,10 +404,10 @@ impl Watch {
         };
         let (mut waits, mut busy) = (false, false);
         for (board, foreign) in &shared {
-            let found = self.judge(board, foreign, &places);
+            let found = self.judge(board, &foreign.partitions, &places);
             waits |= board.waits.load(Ordering::Acquire);
             busy |= board.busy.load(Ordering::Acquire);
-            board.publish(found.at);
+            board.publish(found.at, foreign);
         }
         if waits {
             WAITING
@@ -398,9 +418,11 @@ impl Watch {
         }
     }
 
-    async fn ask_ends(&mut self, shared: &[(Arc<Board>, Vec<i32>)]) {
-        let wanted: HashSet<(i16, i32)> =
-            shared.iter().flat_map(|(board, foreign)| foreign.iter().map(|p| (board.source_id, *p))).collect();
+    async fn ask_ends(&mut self, shared: &[(Arc<Board>, Foreign)]) {
+        let wanted: HashSet<(i16, i32)> = shared
+            .iter()
+            .flat_map(|(board, foreign)| foreign.partitions.iter().map(|p| (board.source_id, *p)))
+            .collect();
         // What a busy topic has to wait for must not be taken for done because its end was asked for a while ago.
         let at_end = |of: &(i16, i32)| {
             let next = self.watched.get(of).map_or(0, |watched| watched.next);
@@ -409,7 +431,7 @@ impl Watch {
         let doubtful = shared
             .iter()
             .filter(|(board, _)| board.busy.load(Ordering::Acquire))
-            .any(|(board, foreign)| foreign.iter().any(|partition| at_end(&(board.source_id, *partition))));
+            .any(|(board, foreign)| foreign.partitions.iter().any(|partition| at_end(&(board.source_id, *partition))));
         let age = if doubtful { END_AGE } else { SELDOM };
         if self.ends_asked.as_ref().is_some_and(|(at, asked)| at.elapsed() < age && wanted.is_subset(asked)) {
             return;
@@ -418,7 +440,9 @@ impl Watch {
             shared.iter().map(|(board, _)| (Arc::clone(&board.topic), board.source_id)).collect();
         let partitions: Vec<TopicPartition> = shared
             .iter()
-            .flat_map(|(board, foreign)| foreign.iter().map(|p| TopicPartition::new(Arc::clone(&board.topic), *p)))
+            .flat_map(|(board, foreign)| {
+                foreign.partitions.iter().map(|p| TopicPartition::new(Arc::clone(&board.topic), *p))
+            })
             .collect();
         let (kafka, metadata) = (self.kafka.clone(), self.metadata.take());
         let asked = tokio::task::spawn_blocking(move || {
@@ -451,7 +475,7 @@ impl Watch {
         }
     }
 
-    async fn ask_places(&mut self, shared: &[(Arc<Board>, Vec<i32>)]) -> Result<Vec<Place>, String> {
+    async fn ask_places(&mut self, shared: &[(Arc<Board>, Foreign)]) -> Result<Vec<Place>, String> {
         let client = match &mut self.client {
             Some(client) if !client.is_closed() => client,
             slot => slot.insert(self.sink.connect().await.map_err(|error| error.to_string())?),
@@ -484,7 +508,8 @@ impl Watch {
             others.push(Other {
                 partition: *partition,
                 source_at: place.and_then(|place| place.source_at),
-                backlog: self.ends.get(&of).is_some_and(|end| *end > next),
+                // A broker that does not tell must not let anybody run ahead.
+                backlog: self.ends.get(&of).is_none_or(|end| *end > next),
                 owned: worker.is_some_and(|worker| worker == self.sink.worker || self.sessions.contains(worker)),
                 unchanged: Micros::try_from(now.duration_since(watched.since).as_micros()).unwrap_or(Micros::MAX),
             });
@@ -502,5 +527,66 @@ impl Watch {
             }
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+
+    use super::*;
+    use crate::core::position::Passed;
+    use crate::postgres::claim::Claim;
+
+    fn task(partition: i32) -> (i32, Task) {
+        let claim = Claim {
+            position_id: partition + 1,
+            source_id: 1,
+            partition,
+            epoch: 1,
+            token: uuid::Uuid::nil(),
+            next: 0,
+            inval_seq: 0,
+            oldest_inval_seq: None,
+            passed: Passed::default(),
+            claims: Vec::new(),
+            gap: None,
+        };
+        (partition, Task::new(&claim, 0))
+    }
+
+    fn board() -> Arc<Board> {
+        Board::new("calm.emea.account".into(), 1, 4, Arc::new(OnceLock::new()))
+    }
+
+    #[test]
+    fn nothing_is_taken_until_the_places_of_those_who_are_others_now_are_known() {
+        let board = board();
+        let mut align = Align::new(Arc::clone(&board), &Boards::default());
+        let mut tasks = BTreeMap::from([task(0)]);
+        align.look(&tasks);
+        assert!(!align.takes(&tasks[&0]), "nothing is known");
+        let foreign = board.foreign();
+        assert_eq!(foreign.partitions, [1, 2, 3]);
+        board.publish(Some(5), &foreign);
+        align.look(&tasks);
+        assert!(align.takes(&tasks[&0]));
+
+        let before = board.foreign();
+        tasks.extend([task(1)]);
+        align.look(&tasks);
+        board.publish(Some(5), &before);
+        align.look(&tasks);
+        assert!(!align.takes(&tasks[&0]), "asked for when the others were others");
+        board.publish(Some(5), &board.foreign());
+        align.look(&tasks);
+        assert!(align.takes(&tasks[&0]));
+
+        board.set_partitions(6);
+        align.look(&tasks);
+        assert!(!align.takes(&tasks[&0]), "two more");
+        tasks.extend([task(2), task(3), task(4), task(5)]);
+        align.look(&tasks);
+        assert!(align.takes(&tasks[&0]), "all are ours");
     }
 }
