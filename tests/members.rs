@@ -258,6 +258,24 @@ async fn who_is_ahead_waits_for_who_is_behind() {
     assert_nothing_is_lost(&sink, &stream, &stream.ends()).await;
 }
 
+/// One worker: with a patience of 100 ms events came late.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_whose_broker_is_slow_is_waited_for() {
+    let broker = EmbeddedBroker::start(2).unwrap();
+    let (_, deployment, sink) = deployment(&broker.servers(), "calm").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 4);
+    for n in 0..2 {
+        stream.rounds(100, n * 3..n * 3 + 3);
+        stream.reload();
+    }
+    broker.slow_down(&stream.topic, 2, Duration::from_millis(500), deployment.group_name()).unwrap();
+    let mut one = deployment.worker("one");
+    caught_up(&sink, &stream.ends(), &mut [&mut one]).await;
+    one.stop();
+    assert_eq!(audit::outcome(&sink, "stale").await, 0);
+    assert_same(&history(&sink, "emea", "account").await, &stream.wanted());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_topic_that_appears_later_is_read_and_a_foreign_one_is_named() {
     let broker = EmbeddedBroker::start(1).unwrap();

@@ -26,6 +26,7 @@ use super::{KafkaError, KafkaSettings};
 pub struct EmbeddedBroker {
     /// The client that carries the mock cluster.
     carrier: BaseProducer,
+    brokers: i32,
 }
 
 impl EmbeddedBroker {
@@ -37,7 +38,7 @@ impl EmbeddedBroker {
         let mut config = ClientConfig::new();
         config.set("test.mock.num.brokers", brokers.max(1).to_string()).set_log_level(RDKafkaLogLevel::Error);
         let carrier: BaseProducer = config.create().map_err(creation_error)?;
-        let broker = Self { carrier };
+        let broker = Self { carrier, brokers: brokers.max(1).into() };
         // SAFETY: the handle is valid while `carrier` lives. The default delay of 3 s makes every rebalance slow.
         unsafe { rd::rd_kafka_mock_group_initial_rebalance_delay_ms(broker.handle(), 50) };
         Ok(broker)
@@ -64,6 +65,31 @@ impl EmbeddedBroker {
         // SAFETY: handle and string are valid for the call.
         let error = unsafe { rd::rd_kafka_mock_topic_create(self.handle(), topic.as_ptr(), partitions, 1) };
         if error.is_error() { Err(KafkaError::request(action, RDKafkaErrorCode::from(error))) } else { Ok(()) }
+    }
+
+    /// Has the last of several brokers lead a partition, and answer every request this much later: what a test needs to
+    /// have one partition come later than others. The first coordinates the group.
+    ///
+    /// # Errors
+    /// [`KafkaError::Request`] if there is no such partition or broker.
+    pub fn slow_down(&self, topic: &str, partition: i32, later: Duration, group: &str) -> Result<(), KafkaError> {
+        let action = format!("slowing {topic}/{partition} down");
+        let broker = self.brokers;
+        let topic = CString::new(topic).map_err(|error| KafkaError::request(&action, error))?;
+        let group = CString::new(group).map_err(|error| KafkaError::request(&action, error))?;
+        let later = later.as_millis().try_into().unwrap_or(i32::MAX);
+        // SAFETY: handle and strings are valid for the calls.
+        let errors = unsafe {
+            [
+                rd::rd_kafka_mock_coordinator_set(self.handle(), c"group".as_ptr(), group.as_ptr(), 1),
+                rd::rd_kafka_mock_partition_set_leader(self.handle(), topic.as_ptr(), partition, broker),
+                rd::rd_kafka_mock_broker_set_rtt(self.handle(), broker, later),
+            ]
+        };
+        match errors.into_iter().find(IsError::is_error) {
+            Some(error) => Err(KafkaError::request(action, RDKafkaErrorCode::from(error))),
+            None => Ok(()),
+        }
     }
 
     /// A producer for this broker.

@@ -55,10 +55,13 @@ const FEWEST: usize = 250;
 pub(super) const CHUNK: usize = 1_000;
 /// What waits longer than this many messages of its topic is copied out of what was fetched with it.
 const LONG: u64 = 50_000;
-/// How long a partition with nothing buffered is waited for.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long a partition that is not at its end and has nothing buffered is waited for: longer than a loaded broker
+/// takes for a fetch, or than the client backs off after a failed one. What is read without it comes late for it.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// The same before its first message: the first fetch takes longer.
 const FIRST_PATIENCE: Duration = Duration::from_secs(5);
+/// Sleep while nothing comes.
+const IDLE: Duration = Duration::from_millis(100);
 /// A batch that changed nothing is committed after this long, for the position's sake.
 const IDLE_LINGER: Duration = Duration::from_secs(1);
 
@@ -155,7 +158,8 @@ pub struct Group {
     judged: u64,
     pub(super) opened: Option<Instant>,
     pub(super) in_flight: Option<InFlight>,
-    pub(super) waiting_since: Option<Instant>,
+    /// Some partition with more on its way has nothing buffered.
+    pub(super) waits: bool,
     pub(super) failures: u32,
     pub(super) resting: Vec<(Instant, TopicPartition)>,
     pub(super) stopping: bool,
@@ -188,7 +192,7 @@ impl Group {
             judged: 0,
             opened: None,
             in_flight: None,
-            waiting_since: None,
+            waits: false,
             failures: 0,
             resting: Vec::new(),
             stopping: false,
@@ -362,7 +366,7 @@ impl Group {
     /// Whether some partition that has more on its way has to be heard before the next event is chosen.
     fn must_wait(&mut self) -> bool {
         let parts = &self.parts;
-        let missing = |task: &&mut Task| {
+        let missing = |task: &Task| {
             if !task.lane.is_empty() || task.left_behind {
                 return false;
             }
@@ -376,22 +380,22 @@ impl Group {
             };
             !at_end
         };
-        let mut silent: Vec<&mut Task> = self.tasks.values_mut().filter(missing).collect();
-        if silent.is_empty() {
-            self.waiting_since = None;
-            return false;
+        self.waits = false;
+        for task in self.tasks.values_mut() {
+            if !missing(task) {
+                task.silent_since = None;
+                continue;
+            }
+            let patience = if task.delivered { PATIENCE } else { FIRST_PATIENCE };
+            if task.silent_since.get_or_insert_with(Instant::now).elapsed() < patience {
+                self.waits = true;
+            } else {
+                task.left_behind = true;
+                tracing::debug!(topic = %parts.topic, partition = task.partition, "not waited for any longer: it does not deliver");
+                counter!(names::LEFT_BEHIND, "topic" => parts.topic.to_string()).increment(1);
+            }
         }
-        let since = *self.waiting_since.get_or_insert_with(Instant::now);
-        let patience = if silent.iter().any(|task| !task.delivered) { FIRST_PATIENCE } else { PATIENCE };
-        if since.elapsed() < patience {
-            return true;
-        }
-        for task in &mut silent {
-            task.left_behind = true;
-        }
-        counter!(names::LEFT_BEHIND, "topic" => self.parts.topic.to_string()).increment(silent.len() as u64);
-        self.waiting_since = None;
-        false
+        self.waits
     }
 
     /// Judges up to a chunk of events in order; returns how many messages it took.
@@ -472,9 +476,9 @@ impl Group {
             return;
         }
         let wait = match self.opened {
-            Some(opened) => self.linger().saturating_sub(opened.elapsed()).min(PATIENCE),
-            None if self.waiting_since.is_some() => Duration::from_millis(20),
-            None => PATIENCE,
+            Some(opened) => self.linger().saturating_sub(opened.elapsed()).min(IDLE),
+            None if self.waits => Duration::from_millis(20),
+            None => IDLE,
         };
         if wait.is_zero() {
             return;

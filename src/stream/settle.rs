@@ -191,7 +191,7 @@ impl Group {
         self.open = OpenBatch::new(self.open.number() + 1);
         self.opened = None;
         self.in_flight = None;
-        self.waiting_since = None;
+        self.waits = false;
         self.messages.clear();
     }
 

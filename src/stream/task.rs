@@ -1,5 +1,7 @@
 //! A task: the processor of one partition, from claim to release.
 
+use std::time::Instant;
+
 use afterimage_state::Mark;
 use uuid::Uuid;
 
@@ -42,6 +44,8 @@ pub struct Task {
     pub lane: Lane<Box<Arrived>>,
     /// Something was read since the claim; until then a slow first fetch is waited for.
     pub delivered: bool,
+    /// Since when it has nothing buffered although it is not at its end.
+    pub silent_since: Option<Instant>,
     /// It was waited for in vain; it is not waited for again before it delivers.
     pub left_behind: bool,
 }
@@ -64,6 +68,7 @@ impl Task {
             catch_up_to: claim.next,
             lane: Lane::new(),
             delivered: false,
+            silent_since: None,
             left_behind: false,
         }
     }
@@ -78,6 +83,7 @@ impl Task {
         self.passed = self.committed_passed;
         self.newest = None;
         self.lane.clear();
+        self.silent_since = None;
         self.left_behind = false;
     }
 
