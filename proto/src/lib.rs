@@ -8,7 +8,7 @@
 mod image;
 mod mark;
 
-pub use image::{FieldValue, fields, put_field};
+pub use image::{FieldValue, PackedField, put_field, unpack};
 pub use mark::Mark;
 
 /// The generated messages, as they stand on the wire.
@@ -98,7 +98,7 @@ pub fn decode_record(bytes: &[u8]) -> Result<v1::Record, WireError> {
         record.image.clear();
         for field in std::mem::take(&mut record.fields) {
             let value = match &field.value {
-                Some(v1::field::Value::Text(text)) => FieldValue::Text(text),
+                Some(v1::field::Value::Text(text)) => FieldValue::Text(text.as_str()),
                 Some(v1::field::Value::Null(_)) => FieldValue::Null,
                 Some(v1::field::Value::Unknown(_)) | None => FieldValue::Unknown,
             };

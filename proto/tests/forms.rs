@@ -1,7 +1,7 @@
 //! The stored forms: what was written is read, what was not written is refused, and no bytes panic.
 
 use afterimage_proto::{
-    FieldValue, MARK_FORMAT, Mark, RECORD_FORMAT, WireError, decode_record, encode_record, fields, put_field,
+    FieldValue, MARK_FORMAT, Mark, RECORD_FORMAT, WireError, decode_record, encode_record, put_field, unpack,
     v1::{self, field::Value},
 };
 use proptest::{option, prelude::*};
@@ -32,12 +32,33 @@ fn versions() -> impl Strategy<Value = (Option<v1::Version>, Option<v1::Version>
     ]
 }
 
-fn packed(fields: &[(i16, FieldValue<'_>)]) -> Vec<u8> {
+fn packed<T: AsRef<str>>(fields: &[(i16, FieldValue<T>)]) -> Vec<u8> {
     let mut image = Vec::new();
     for (no, value) in fields {
-        put_field(&mut image, *no, *value);
+        let value = match value {
+            FieldValue::Null => FieldValue::Null,
+            FieldValue::Unknown => FieldValue::Unknown,
+            FieldValue::Text(text) => FieldValue::Text(text.as_ref()),
+        };
+        put_field(&mut image, *no, value);
     }
     image
+}
+
+/// The fields of an image, each with its text.
+fn fields(image: &[u8]) -> Result<Vec<(i16, FieldValue<String>)>, WireError> {
+    let (texts, fields) = unpack(image)?;
+    let mut start = 0;
+    let read = fields.into_iter().map(|field| {
+        let text = &texts[std::mem::replace(&mut start, field.end)..field.end];
+        let value = match field.value {
+            FieldValue::Null => FieldValue::Null,
+            FieldValue::Unknown => FieldValue::Unknown,
+            FieldValue::Text(()) => FieldValue::Text(text.to_string()),
+        };
+        (field.no, value)
+    });
+    Ok(read.collect())
 }
 
 fn image() -> impl Strategy<Value = Vec<u8>> {
@@ -180,7 +201,7 @@ fn shapes_that_no_release_writes_are_damage() {
 
 #[test]
 fn a_packed_image_that_no_release_writes_is_damage() {
-    let text = |no| (no, FieldValue::Text("a"));
+    let text = |no| (no, FieldValue::Text("a".to_string()));
     assert_eq!(fields(&packed(&[text(1), text(300)])), Ok(vec![text(1), text(300)]));
     for (name, image) in [
         ("twice", packed(&[text(2), text(2)])),
@@ -190,6 +211,7 @@ fn a_packed_image_that_no_release_writes_is_damage() {
         ("no value", vec![1]),
         ("beyond int2", vec![0x80, 0x80, 2, 0]),
         ("not a text", vec![1, 3, 0xff]),
+        ("one character in two fields", vec![1, 3, 0xc3, 2, 3, 0xa9]),
     ] {
         assert!(matches!(fields(&image), Err(WireError::Damaged { .. })), "{name}");
     }
@@ -259,7 +281,7 @@ fn form_1_keeps_its_bytes() {
     let read = decode_record(&record_bytes).unwrap();
     let image =
         [(1, FieldValue::Text("é")), (2, FieldValue::Text("")), (3, FieldValue::Null), (300, FieldValue::Unknown)];
-    assert_eq!(fields(&read.image), Ok(image.to_vec()));
+    assert_eq!(packed(&fields(&read.image).unwrap()), packed(&image));
     assert_eq!(read, v1::Record { format: 2, fields: Vec::new(), image: packed(&image), ..record });
 }
 

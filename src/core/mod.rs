@@ -12,6 +12,7 @@ pub mod event;
 pub mod format;
 pub mod front;
 pub mod ids;
+pub mod image;
 pub mod judge;
 pub mod order;
 pub mod overlay;

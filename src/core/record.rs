@@ -5,50 +5,10 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::event::{FieldNo, Lsn, Micros};
+use super::event::{Lsn, Micros};
 use super::format::VersionOp;
+use super::image::Image;
 use super::position::PositionId;
-use super::value::Value;
-
-/// The last known visible field values, ascending by field number. It is exactly the fold of the
-/// record's stored deltas, bit for bit (protocol D15): a no-op leaves it as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Image(Vec<(FieldNo, Value)>);
-
-impl Image {
-    /// An image of these fields, in any order; the last of two equal numbers wins.
-    pub fn new(fields: impl IntoIterator<Item = (FieldNo, Value)>) -> Self {
-        let mut image = Image::default();
-        for (no, value) in fields {
-            image.set(no, value);
-        }
-        image
-    }
-
-    /// An image of fields that ascend by number.
-    pub fn ascending(fields: Vec<(FieldNo, Value)>) -> Self {
-        debug_assert!(fields.is_sorted_by(|a, b| a.0 < b.0), "fields ascend");
-        Image(fields)
-    }
-
-    /// The field's value; `None` = never observed.
-    pub fn get(&self, no: FieldNo) -> Option<&Value> {
-        self.0.binary_search_by_key(&no, |(n, _)| *n).ok().map(|at| &self.0[at].1)
-    }
-
-    /// Sets a field.
-    pub fn set(&mut self, no: FieldNo, value: Value) {
-        match self.0.binary_search_by_key(&no, |(n, _)| *n) {
-            Ok(at) => self.0[at].1 = value,
-            Err(at) => self.0.insert(at, (no, value)),
-        }
-    }
-
-    /// All fields, ascending.
-    pub fn fields(&self) -> &[(FieldNo, Value)] {
-        &self.0
-    }
-}
 
 /// One stored version of a record, without its fields.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -24,6 +24,27 @@ pub enum Value {
     Text(SmolStr),
 }
 
+/// A [`Value`] that stands somewhere else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueRef<'a> {
+    /// SQL null.
+    Null,
+    /// The stream never showed it.
+    Unknown,
+    /// The canonical text.
+    Text(&'a str),
+}
+
+impl From<ValueRef<'_>> for Value {
+    fn from(value: ValueRef<'_>) -> Self {
+        match value {
+            ValueRef::Null => Self::Null,
+            ValueRef::Unknown => Self::Unknown,
+            ValueRef::Text(text) => Self::Text(text.into()),
+        }
+    }
+}
+
 /// A column's type, as far as afterimage tells types apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -64,6 +85,15 @@ pub enum Kind {
 }
 
 impl Value {
+    /// The same, borrowed.
+    pub fn view(&self) -> ValueRef<'_> {
+        match self {
+            Self::Null => ValueRef::Null,
+            Self::Unknown => ValueRef::Unknown,
+            Self::Text(text) => ValueRef::Text(text),
+        }
+    }
+
     /// The canonical text of a known value.
     pub fn text(&self) -> Option<&str> {
         match self {

@@ -208,7 +208,7 @@ impl Fold<'_> {
                 self.record.modified_by = Some(by.as_str().into());
             }
         } else if Some(no) != object.modified_no && Some(no) != object.stamp_no {
-            self.record.image.set(no, value);
+            self.record.image.set(no, value.view());
         }
     }
 }

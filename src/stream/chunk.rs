@@ -161,6 +161,7 @@ impl Group {
                 keys.insert((task.position_id, event.key.clone()));
             }
         }
+        self.await_applying();
         let object_id = self.parts.source.object_id;
         let wanted: Vec<(PositionId, &str)> = keys.iter().map(|(position, key)| (*position, &**key)).collect();
         let holders = self.parts.images.holders(object_id, &wanted).map_err(|error| {

@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::align::Align;
+use super::applying::Applying;
 use super::chunk::Arrived;
 use super::committer::{Committers, Request};
 use super::dictionary::Dictionary;
@@ -158,6 +159,8 @@ pub struct Group {
     judged: u64,
     pub(super) opened: Option<Instant>,
     pub(super) in_flight: Option<InFlight>,
+    /// The batch before it, committed and on its way into the image store.
+    pub(super) applying: Option<Applying>,
     /// Some partition with more on its way has nothing buffered.
     pub(super) waits: bool,
     pub(super) failures: u32,
@@ -192,6 +195,7 @@ impl Group {
             judged: 0,
             opened: None,
             in_flight: None,
+            applying: None,
             waits: false,
             failures: 0,
             resting: Vec::new(),
@@ -211,6 +215,7 @@ impl Group {
             self.parts.beat.now();
             self.obey();
             self.settle_in_flight();
+            self.settle_applying();
             self.read();
             self.obey();
             self.reclaim_rested();
@@ -221,6 +226,7 @@ impl Group {
             }
         }
         self.finish(Instant::now() + Duration::from_secs(6));
+        self.await_applying();
     }
 
     // ---- asks -------------------------------------------------------------------------------------------
@@ -284,6 +290,8 @@ impl Group {
         if ours && !lost {
             self.finish(Instant::now() + Duration::from_millis(1500));
         }
+        // Whoever claims them here next asks the store how far it is.
+        self.await_applying();
         let unsettled = ours && (self.in_flight.is_some() || !self.open.is_empty());
         self.messages.retain(|message| !partitions.contains(&message.partition));
         for partition in partitions {

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_proto::{FieldValue, decode_record, encode_record, fields, put_field, v1};
+use afterimage_proto::{FieldValue, decode_record, encode_record, put_field, unpack, v1};
 use afterimage_state::{Mark, PositionId as StoreId, RecordKey, StateError, Store, WriteBatch};
 use metrics::histogram;
 
 use crate::core::batch::StoredRecord;
 use crate::core::format::VersionOp;
+use crate::core::image::{Form, Image};
 use crate::core::position::PositionId;
-use crate::core::record::{Floor, Image, Record, Version};
-use crate::core::value::Value;
+use crate::core::record::{Floor, Record, Version};
+use crate::core::value::ValueRef;
 use crate::postgres::commit::Invalidated;
 use crate::telemetry::names;
 
@@ -134,14 +135,14 @@ fn version_in(version: v1::Version) -> Option<Version> {
 
 /// A record as the store keeps it.
 pub fn encode(record: &Record) -> Vec<u8> {
-    let mut image = Vec::with_capacity(512);
+    let mut image = Vec::with_capacity(record.image.text_len() + 4 * record.image.fields().len());
     for (no, value) in record.image.fields() {
         let value = match value {
-            Value::Null => FieldValue::Null,
-            Value::Unknown => FieldValue::Unknown,
-            Value::Text(text) => FieldValue::Text(text),
+            ValueRef::Null => FieldValue::Null,
+            ValueRef::Unknown => FieldValue::Unknown,
+            ValueRef::Text(text) => FieldValue::Text(text),
         };
-        put_field(&mut image, *no, value);
+        put_field(&mut image, no, value);
     }
     let mut stored = v1::Record {
         format: 0,
@@ -164,15 +165,16 @@ pub fn encode(record: &Record) -> Vec<u8> {
 /// The record that `home` holds; `None` where the bytes are not in this version's form: then Postgres is asked.
 pub fn decode(bytes: &[u8], home: PositionId) -> Option<Record> {
     let stored = decode_record(bytes).ok()?;
-    let image = fields(&stored.image).ok()?.into_iter().map(|(no, value)| {
-        let value = match value {
-            FieldValue::Null => Value::Null,
-            FieldValue::Unknown => Value::Unknown,
-            FieldValue::Text(text) => Value::Text(text.into()),
+    let (texts, fields) = unpack(&stored.image).ok()?;
+    let fields = fields.into_iter().map(|field| {
+        let form = match field.value {
+            FieldValue::Null => Form::Null,
+            FieldValue::Unknown => Form::Unknown,
+            FieldValue::Text(()) => Form::Text,
         };
-        (no, value)
+        (field.no, form, field.end)
     });
-    let image = Image::ascending(image.collect());
+    let image = Image::packed(texts, fields)?;
     let floor = stored.floor.unwrap_or_default();
     Some(Record {
         rid: stored.rid,

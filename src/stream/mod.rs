@@ -8,6 +8,7 @@
 //! | `task.rs` | one partition's progress |
 //! | `merge.rs` | which partition's message is next, by source time |
 //! | `align.rs` | how far ahead of the partitions that other workers own |
+//! | `applying.rs` | a committed batch on its way into the local store |
 //! | `upkeep.rs` | what a worker looks after beside the stream: new topics, health, the sink's snapshots |
 //! | `chunk.rs` | a chunk of messages: decode, look up, judge |
 //! | `dictionary.rs` | columns and field numbers |
@@ -27,6 +28,7 @@
 //! | after the store's batch | batch | batch | nothing |
 
 mod align;
+mod applying;
 mod chunk;
 mod committer;
 mod dictionary;

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
 
+use super::applying::Applying;
 use super::committer::pause_after;
-use super::group::{Command, Group};
+use super::group::{Command, Group, Parts};
 use super::tally::{count_outcomes, count_versions};
 use crate::core::batch::{OpenBatch, SealedBatch};
 use crate::core::position::PositionId;
@@ -25,7 +26,7 @@ impl Group {
         match answer {
             Some(Ok(committed)) => {
                 self.failures = 0;
-                self.committed(&batch, committed);
+                self.committed(batch, committed);
             }
             None => self.claim_again("the outcome of a commit is unknown"),
             Some(Err(error @ CommitError::Unknown(_))) => {
@@ -98,6 +99,7 @@ impl Group {
         for gone in &known.invalidated {
             self.front.forget(key_hash(gone.object_id, &gone.identity));
         }
+        self.await_applying();
         if !known.invalidated.is_empty() {
             // A mark says that the store is level with the sink: not of one that still catches up.
             let level = self.tasks.values().filter(|task| task.caught_up());
@@ -107,7 +109,7 @@ impl Group {
         }
     }
 
-    pub(super) fn committed(&mut self, batch: &SealedBatch, committed: Committed) {
+    fn committed(&mut self, batch: Arc<SealedBatch>, committed: Committed) {
         let mut offsets = Vec::with_capacity(batch.advances.len());
         let mut moved: Vec<PositionId> = committed.inval_seq.keys().copied().collect();
         for advance in &batch.advances {
@@ -133,6 +135,7 @@ impl Group {
         for gone in &committed.invalidated {
             self.front.forget(key_hash(gone.object_id, &gone.identity));
         }
+        self.await_applying();
         let sink_id = self.parts.sink_id;
         let marks: Vec<_> = self
             .tasks
@@ -140,22 +143,52 @@ impl Group {
             .filter(|task| moved.contains(&task.position_id) && task.caught_up())
             .map(|task| task.mark(sink_id))
             .collect();
-        let applied =
-            self.parts.images.apply(self.parts.source.object_id, &batch.records, &committed.invalidated, marks);
-        self.check_store(applied.map_err(|error| error.to_string()));
-        self.overlay.committed(batch.number);
+        if committed.invalidated.is_empty() {
+            let Parts { runtime, images, .. } = &self.parts;
+            self.applying = Some(Applying::start(runtime, images, Arc::clone(&batch), marks));
+        } else {
+            // What others took over is in no overlay: the store must have forgotten it before it is asked again.
+            let object_id = self.parts.source.object_id;
+            let applied = self.parts.images.apply(object_id, &batch.records, &committed.invalidated, marks);
+            self.applied(batch.number, applied.map_err(|error| error.to_string()));
+        }
         // The next batch was begun before this was known: what it judged by records taken away meanwhile is void,
         // and its own commit would not see it, since from here on these invalidations count as known.
         let taken = |gone: &Invalidated| self.open.touched(key_hash(gone.object_id, &gone.identity));
         if committed.invalidated.iter().any(taken) {
             self.rewind("records of the open batch were taken over by another position");
         }
-        count_versions(&self.parts.topic, batch);
+        count_versions(&self.parts.topic, &batch);
         if let Some(at) = batch.advances.iter().map(|advance| advance.passed.ts).max().filter(|at| *at > 0) {
             let seconds = (Self::now() - at).max(0) as f64 / 1e6;
             histogram!(names::EVENT_TO_COMMIT).record(seconds);
         }
         self.parts.consumer.commit_offsets(&offsets);
+    }
+
+    /// A batch is in the image store, or can't be written there.
+    fn applied(&mut self, number: u64, result: Result<(), String>) {
+        if result.is_ok() {
+            self.overlay.committed(number);
+        }
+        self.check_store(result);
+    }
+
+    pub(super) fn settle_applying(&mut self) {
+        if let Some(result) = self.applying.as_mut().and_then(Applying::poll)
+            && let Some(applying) = self.applying.take()
+        {
+            self.applied(applying.number(), result);
+        }
+    }
+
+    /// Waits until the image store has all that is committed.
+    pub(super) fn await_applying(&mut self) {
+        if let Some(applying) = self.applying.take() {
+            let number = applying.number();
+            let result = applying.wait(&self.parts.runtime);
+            self.applied(number, result);
+        }
     }
 
     /// The image store is a cache: if it cannot be written it is of no use, but nothing is lost.
@@ -186,6 +219,7 @@ impl Group {
     }
 
     pub(super) fn drop_open(&mut self) {
+        self.await_applying();
         self.overlay.clear();
         self.front.clear();
         self.open = OpenBatch::new(self.open.number() + 1);
@@ -210,6 +244,7 @@ impl Group {
 
     /// Closes some tasks, to be claimed again later if they are still ours; the others rewind.
     pub(super) fn close_and_rest(&mut self, partitions: &[i32]) {
+        self.await_applying();
         let mut closed = Vec::new();
         for partition in partitions {
             if self.tasks.remove(partition).is_some() {

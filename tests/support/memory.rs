@@ -10,11 +10,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use afterimage::core::batch::{Advance, Cancel, DeadLetter, HistoryRow, LateEvent, RegistryChange, SealedBatch};
 use afterimage::core::event::{Class, FieldNo, Micros};
 use afterimage::core::format::{self, Header, VersionOp};
+use afterimage::core::image::Image;
 use afterimage::core::judge::{FieldFact, ObjectFacts};
 use afterimage::core::overlay::{KeySlot, OldKey, PendingRow};
 use afterimage::core::position::{Counter, Counters, Passed, PositionId};
-use afterimage::core::record::{CHAIN, Floor, HeadId, Image, Record, Version};
-use afterimage::core::value::{Kind, Value};
+use afterimage::core::record::{CHAIN, Floor, HeadId, Record, Version};
+use afterimage::core::value::{Kind, Value, ValueRef};
 
 /// A field of an object's dictionary.
 #[derive(Debug, Clone, PartialEq)]
@@ -263,7 +264,7 @@ impl MemorySink {
             if Some(no) == by_no {
                 record.modified_by = value.text().map(Into::into);
             } else if Some(no) != modified_no {
-                record.image.set(no, value);
+                record.image.set(no, value.view());
             }
         }
     }
@@ -430,8 +431,8 @@ impl MemorySink {
                 if field.class != Class::Visible {
                     continue;
                 }
-                let old = image.get(no).cloned();
-                image.set(no, value.clone());
+                let old = image.get(no).map(Value::from);
+                image.set(no, value.view());
                 let first = matches!(version.header.op, VersionOp::Baseline | VersionOp::Create);
                 if !(first && value == Value::Null) {
                     fields.insert(field.name.clone(), (old, value));
@@ -460,9 +461,9 @@ impl MemorySink {
         let record = self.record(object_id, sfid)?;
         record.head.as_ref()?;
         let fields = &self.object(object_id).fields;
-        let named = record.image.fields().iter().map(|(no, value)| {
-            let field = fields.iter().find(|field| field.no == *no).expect("a field of the dictionary");
-            (field.name.clone(), value.clone())
+        let named = record.image.fields().map(|(no, value)| {
+            let field = fields.iter().find(|field| field.no == no).expect("a field of the dictionary");
+            (field.name.clone(), value.into())
         });
         Some((!record.is_deleted(), named.collect()))
     }
@@ -553,14 +554,14 @@ impl MemorySink {
                     continue;
                 }
                 visible += 1;
-                let same = match (image.get(*no), value) {
-                    (Some(Value::Text(old)), Value::Text(new)) => old == new || field.kind.equal(old, new),
-                    (None, Value::Null) => *seq > 0,
+                let same = match (image.get(*no), value.view()) {
+                    (Some(ValueRef::Text(old)), ValueRef::Text(new)) => old == new || field.kind.equal(old, new),
+                    (None, ValueRef::Null) => *seq > 0,
                     (old, new) => old == Some(new),
                 };
                 assert!(!same, "{who} {seq}: {} has not changed", field.name);
                 assert!(*seq == 0 || *value != Value::Unknown, "{who} {seq}: {} becomes unknown", field.name);
-                image.set(*no, value.clone());
+                image.set(*no, value.view());
             }
             match header.op {
                 VersionOp::Update | VersionOp::Backfill => assert!(visible > 0, "{who} {seq}: nothing changed"),

@@ -6,7 +6,7 @@ use crate::core::event::{FieldNo, Micros, Op};
 use crate::core::format::VersionOp;
 use crate::core::position::Counter;
 use crate::core::record::{CHAIN, key_hash};
-use crate::core::value::Value;
+use crate::core::value::{Value, ValueRef};
 
 /// How the fields of an event differ from the image.
 #[derive(Debug, Default)]
@@ -114,11 +114,11 @@ impl Judge<'_> {
         let deleted = record.is_deleted();
         let mut difference = Difference::default();
         for (no, new) in &arrival.fields {
-            let kind = match (record.image.get(*no), new) {
-                (_, Value::Unknown) | (None, Value::Null) => continue,
+            let kind = match (record.image.get(*no), new.view()) {
+                (_, ValueRef::Unknown) | (None, ValueRef::Null) => continue,
                 (None, _) if self.is_backfill(arrival, *no) => &mut difference.backfill,
                 (None, _) => &mut difference.update,
-                (Some(Value::Unknown), _) if deleted || arrival.event.op != Op::Update => &mut difference.learned,
+                (Some(ValueRef::Unknown), _) if deleted || arrival.event.op != Op::Update => &mut difference.learned,
                 (Some(old), new) if self.equal(*no, old, new) => continue,
                 (Some(_), _) => &mut difference.update,
             };
@@ -141,9 +141,9 @@ impl Judge<'_> {
         }
     }
 
-    pub(super) fn equal(&self, no: FieldNo, old: &Value, new: &Value) -> bool {
+    pub(super) fn equal(&self, no: FieldNo, old: ValueRef<'_>, new: ValueRef<'_>) -> bool {
         match (old, new) {
-            (Value::Text(old), Value::Text(new)) => old == new || self.object.kind(no).equal(old, new),
+            (ValueRef::Text(old), ValueRef::Text(new)) => old == new || self.object.kind(no).equal(old, new),
             (old, new) => old == new,
         }
     }

@@ -21,7 +21,7 @@ use crate::core::order::{Last, Place, Verdict, verdict};
 use crate::core::overlay::{Overlay, PendingRow};
 use crate::core::position::{Counter, PositionId};
 use crate::core::record::{Record, key_hash};
-use crate::core::value::{Kind, Value};
+use crate::core::value::{Kind, Value, ValueRef};
 
 /// Source times before this are not believed (2000-01-01).
 const EARLIEST: Micros = 946_684_800_000_000;
@@ -321,8 +321,8 @@ impl Judge<'_> {
         let image = &self.overlay.record(identity).expect("looked up before").record.image;
         fields
             .iter()
-            .filter(|(no, value)| match (image.get(*no), value) {
-                (_, Value::Unknown) | (None, Value::Null) => false,
+            .filter(|(no, value)| match (image.get(*no), value.view()) {
+                (_, ValueRef::Unknown) | (None, ValueRef::Null) => false,
                 (None, _) => true,
                 (Some(old), new) => !self.equal(*no, old, new),
             })

@@ -4,8 +4,9 @@ use super::{Arrival, Judge, Travel};
 use crate::core::batch::HistoryRow;
 use crate::core::event::{FieldNo, Micros};
 use crate::core::format::{self, Header, VersionOp};
+use crate::core::image::Image;
 use crate::core::position::Counter;
-use crate::core::record::{CHAIN, Image, Version};
+use crate::core::record::{CHAIN, Version};
 use crate::core::value::calendar::timestamp_text;
 use crate::core::value::{Kind, Value};
 
@@ -101,7 +102,7 @@ impl Judge<'_> {
             record.image = Image::new(fields);
         } else {
             for (no, value) in fields {
-                record.image.set(no, value);
+                record.image.set(no, value.view());
             }
         }
         if travel.stamp.is_some() {
@@ -149,7 +150,7 @@ impl Judge<'_> {
             lsn: shown.lsn,
             recorded: shown.recorded,
         };
-        let mut fields = image.fields().to_vec();
+        let mut fields: Vec<(FieldNo, Value)> = image.fields().map(|(no, value)| (no, value.into())).collect();
         if let (Some(no), Some(by)) = (self.object.modified_by_no, modified_by) {
             fields.push((no, Value::Text(by.into())));
             fields.sort_by_key(|(no, _)| *no);
