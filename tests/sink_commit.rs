@@ -668,7 +668,7 @@ async fn what_is_read_back_is_what_was_judged() {
                     assert!(slot.owner.is_some() || slot.old.is_some_and(|old| old.identity != stored.identity));
                     found.deleted_key.clone_from(&judged.deleted_key);
                 }
-                assert_eq!(&found, judged, "seed {seed}, lsn {lsn}");
+                assert_eq!(&found, &**judged, "seed {seed}, lsn {lsn}");
                 longest = longest.max(found.head.as_ref().map_or(0, |head| head.seq));
                 deleted += u32::from(found.before_delete.is_some());
             }

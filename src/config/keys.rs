@@ -84,7 +84,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "state.memory",
-        Some("128MB"),
+        Some("64MB"),
         "budget of the image store: block cache and write buffers together, whatever the partition count",
     ),
     key(

@@ -1,6 +1,7 @@
 //! What one commit writes: rows, registry changes, progress. Open while events are judged, then sealed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
@@ -153,7 +154,7 @@ pub struct StoredRecord {
     /// Identity.
     pub identity: Box<str>,
     /// State; its `home` names the position that holds it.
-    pub record: Record,
+    pub record: Arc<Record>,
     /// Where it lived before, if that was another position.
     pub left: Option<PositionId>,
     /// The image store does not know yet that it lives there under its key.
@@ -443,7 +444,7 @@ impl OpenBatch {
         for identity in self.records {
             let Some(slot) = overlay.record_mut(&identity) else { continue };
             let seen = std::mem::replace(&mut slot.seen, Seen::of(&slot.record));
-            let record = slot.record.clone();
+            let record = Arc::clone(&slot.record);
             let left = seen.home.filter(|home| Some(*home) != record.home);
             let stored = std::mem::replace(&mut slot.stored, true);
             let new_key = !stored || left.is_some() || seen.row_key != record.row_key;

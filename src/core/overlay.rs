@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
@@ -38,8 +39,8 @@ impl Seen {
 /// One record in the overlay.
 #[derive(Debug, Clone)]
 pub struct RecordSlot {
-    /// As it stands after the last judged event.
-    pub record: Record,
+    /// As it stands after the last judged event. A sealed batch shares it until the next event changes it.
+    pub record: Arc<Record>,
     /// As the last sealed batch leaves it in Postgres.
     pub seen: Seen,
     /// The newest batch that changed it.
@@ -146,7 +147,7 @@ impl Overlay {
     fn load(&mut self, identity: Box<str>, record: Record, stored: bool) {
         if let Entry::Vacant(vacant) = self.records.entry(identity) {
             self.loaded.push(vacant.key().clone());
-            vacant.insert(RecordSlot { seen: Seen::of(&record), record, dirty: None, stored });
+            vacant.insert(RecordSlot { seen: Seen::of(&record), record: Arc::new(record), dirty: None, stored });
         }
     }
 

@@ -36,7 +36,7 @@ pub struct KafkaSettings {
 }
 
 impl KafkaSettings {
-    /// Settings with defaults: no TLS, session time-out 6 s, 32 MiB of queued messages.
+    /// Settings with defaults: no TLS, session time-out 6 s, 16 MiB of queued messages.
     pub fn new(brokers: impl Into<String>, group: impl Into<String>) -> Self {
         Self {
             brokers: brokers.into(),
@@ -46,7 +46,7 @@ impl KafkaSettings {
             group_instance_id: None,
             session_timeout: Duration::from_secs(6),
             client_id: "afterimage".into(),
-            queue_bytes: 32 << 20,
+            queue_bytes: 16 << 20,
         }
     }
 }

@@ -16,7 +16,7 @@ pub struct StateOptions {
 
 impl StateOptions {
     /// Default of [`memory`](StateOptions::memory).
-    pub const MEMORY: usize = 128 << 20;
+    pub const MEMORY: usize = 64 << 20;
     /// Least [`memory`](StateOptions::memory).
     pub const LEAST_MEMORY: usize = 4 << 20;
 

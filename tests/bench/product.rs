@@ -68,8 +68,9 @@ impl Product {
     fn config(&self, stage: &Stage, database: &Watched, deployment: &Deployment<'_>) -> PathBuf {
         let Deployment { topic, group, state, settings } = deployment;
         let text = format!(
-            "{settings}\n[kafka]\nbrokers = \"{}\"\ngroup = \"{group}\"\n\n[postgres]\nurl = \"{}\"\n\n[state]\ndir = \"{}\"\n\n\
-             [metrics]\nlisten = \"127.0.0.1:0\"\n\n[[org]]\nname = \"bench\"\ntopics = [\"{topic}\"]\n\n\
+            // Dotted, so that the settings may add to each of these tables.
+            "{settings}\nkafka.brokers = \"{}\"\nkafka.group = \"{group}\"\npostgres.url = \"{}\"\nstate.dir = \"{}\"\n\
+             metrics.listen = \"127.0.0.1:0\"\n\n[[org]]\nname = \"bench\"\ntopics = [\"{topic}\"]\n\n\
              [[object]]\norg = \"bench\"\nname = \"account\"\ntypes = {DECLARED}\n",
             stage.broker.bootstrap(),
             database.url,

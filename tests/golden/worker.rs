@@ -289,7 +289,7 @@ impl<'w> Worker<'w> {
                 self.store.remove(&(*left, identity.clone()));
             }
             if let Some(home) = record.home {
-                self.store.insert((home, identity.clone()), record.clone());
+                self.store.insert((home, identity.clone()), Record::clone(record));
             }
             self.compare(identity, record);
         }

@@ -77,7 +77,7 @@ impl Judge<'_> {
 
     /// Whether this insert says that the delete before it was a reload's (protocol D11).
     pub(super) fn cancels_delete(&self, arrival: &Arrival<'_>, identity: &str, difference: &Difference) -> bool {
-        let record = &self.overlay.record(identity).expect("looked up before").record;
+        let record = self.record(identity);
         let Some(delete) = record.head.as_ref() else { return false };
         if arrival.event.op != Op::Create || !difference.update.is_empty() || record.before_delete.is_none() {
             return false;
@@ -97,7 +97,7 @@ impl Judge<'_> {
     }
 
     pub(super) fn cancel_delete(&mut self, arrival: &Arrival<'_>, identity: &str) {
-        let record = self.record(identity);
+        let record = self.record_mut(identity);
         let rid = record.rid;
         let Some(before) = record.before_delete.take() else { return };
         let Some(delete) = record.head.replace(before) else { return };
@@ -110,7 +110,7 @@ impl Judge<'_> {
     }
 
     pub(super) fn difference(&self, arrival: &Arrival<'_>, identity: &str) -> Difference {
-        let record = &self.overlay.record(identity).expect("looked up before").record;
+        let record = self.record(identity);
         let deleted = record.is_deleted();
         let mut difference = Difference::default();
         for (no, new) in &arrival.fields {
@@ -166,7 +166,7 @@ impl Judge<'_> {
 
     pub(super) fn remember_hashes(&mut self, arrival: &Arrival<'_>, identity: &str) {
         let now = (arrival.event.row.status_hash, arrival.event.row.system_hash);
-        let record = self.record(identity);
+        let record = self.record_mut(identity);
         (record.status_hash, record.system_hash) = now;
     }
 }

@@ -19,7 +19,7 @@ impl Judge<'_> {
     /// The record lives at this position from here on, and what is older than this event is old. The floor moves as one
     /// pair, and only to a later or equal time.
     pub(super) fn take_home(&mut self, arrival: &Arrival<'_>, identity: &str) {
-        let record = self.record(identity);
+        let record = self.record_mut(identity);
         record.home = Some(arrival.position_id);
         let ts = arrival.ts();
         if ts.is_some() && ts >= record.floor.ts {
@@ -30,7 +30,7 @@ impl Judge<'_> {
     /// The record gives up the key; `old_key` remembers it.
     pub(super) fn lose_key(&mut self, arrival: &Arrival<'_>, identity: &str, key: &str) {
         let (lsn, ts, number) = (arrival.event.lsn, arrival.ts(), self.batch.number());
-        let record = self.record(identity);
+        let record = self.record_mut(identity);
         record.row_key = None;
         let rid = record.rid;
         let slot = self.overlay.key_mut(key);
@@ -48,7 +48,7 @@ impl Judge<'_> {
         if self.record(victim).row_key.as_deref() != Some(key) {
             return;
         }
-        self.record(victim).home = Some(arrival.position_id);
+        self.record_mut(victim).home = Some(arrival.position_id);
         self.batch.touch(key_hash(self.object.object_id, victim));
         self.lose_key(arrival, victim, key);
     }
@@ -60,7 +60,7 @@ impl Judge<'_> {
         {
             self.lose_key(arrival, identity, &before);
         }
-        self.record(identity).row_key = Some(key.into());
+        self.record_mut(identity).row_key = Some(key.into());
         let slot = self.overlay.key_mut(key);
         slot.owner = Some(identity.into());
         slot.owner_dirty = Some(number);

@@ -9,6 +9,7 @@ mod keys;
 mod write;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
@@ -165,11 +166,16 @@ impl Judge<'_> {
     // ---- looking things up ------------------------------------------------------------------------------
 
     fn need_record(&self, identity: &str) -> Result<&Record, Need> {
-        self.overlay.record(identity).map(|slot| &slot.record).ok_or_else(|| Need::Record(identity.into()))
+        self.overlay.record(identity).map(|slot| &*slot.record).ok_or_else(|| Need::Record(identity.into()))
     }
 
-    fn record(&mut self, identity: &str) -> &mut Record {
-        &mut self.overlay.record_mut(identity).expect("looked up before").record
+    fn record(&self, identity: &str) -> &Record {
+        &self.overlay.record(identity).expect("looked up before").record
+    }
+
+    /// To be changed: from here on it is another than what a sealed batch took along.
+    fn record_mut(&mut self, identity: &str) -> &mut Record {
+        Arc::make_mut(&mut self.overlay.record_mut(identity).expect("looked up before").record)
     }
 
     fn verdict(&self, arrival: &Arrival<'_>, identity: &str) -> Result<Verdict, Need> {
@@ -318,7 +324,7 @@ impl Judge<'_> {
 
     /// Fields that differ from the image, every one taken as an edit.
     fn edits(&self, identity: &str, fields: &[(FieldNo, Value)]) -> Vec<(FieldNo, Value)> {
-        let image = &self.overlay.record(identity).expect("looked up before").record.image;
+        let image = &self.record(identity).image;
         fields
             .iter()
             .filter(|(no, value)| match (image.get(*no), value.view()) {
@@ -393,7 +399,7 @@ impl Judge<'_> {
         if self.record(identity).home != Some(arrival.position_id) {
             self.take_home(arrival, identity);
         }
-        self.record(identity).deleted_key = Some(event.key.clone());
+        self.record_mut(identity).deleted_key = Some(event.key.clone());
         self.write(arrival, identity, VersionOp::Delete, arrival.time(), arrival.travel(), Vec::new());
         self.lose_key(arrival, identity, &event.key);
         Ok(Counter::Delta)

@@ -53,7 +53,7 @@ impl Judge<'_> {
     ) {
         let rid = self.record(identity).rid;
         self.note_values(arrival, rid, &fields);
-        let record = &self.overlay.record(identity).expect("looked up before").record;
+        let record = self.record(identity);
         let before = record.head.clone();
         let known_by = record.modified_by.clone();
         let seq = before.as_ref().map_or(0, |head| head.seq + 1);
@@ -92,7 +92,7 @@ impl Judge<'_> {
         }
         self.batch.count(arrival.position_id, Counter::RowsWritten, 1);
 
-        let record = self.record(identity);
+        let record = self.record_mut(identity);
         record.before_delete = if op == VersionOp::Delete { before } else { None };
         record.head = Some(version);
         if op != VersionOp::Delete {
