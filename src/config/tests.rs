@@ -84,7 +84,7 @@ fn every_default_is_what_the_documents_say() {
     let config = load("", &[("HOME", "/home/u")], &[]).expect("good");
     assert_eq!(
         config.state,
-        StateSettings { dir: PathBuf::from("/home/u/.local/state/afterimage"), memory: 128_000_000, front: 64_000_000 }
+        StateSettings { dir: PathBuf::from("/home/u/.local/state/afterimage"), memory: 64_000_000, front: 64_000_000 }
     );
     assert_eq!(
         config.commit,
