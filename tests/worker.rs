@@ -127,6 +127,29 @@ async fn every_stage_counts_on_metrics_and_no_log_holds_a_value() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_was_replaced_goes_on_and_is_counted() {
+    let (broker, sink, deployment) = deployment("").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 2);
+    stream.rounds(10, 0..6);
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    let name = "afterimage_lsn_regressed_total";
+    assert_eq!(total(&worker.metrics().await, name), 0.0);
+    // The first event of each record after it has a lower LSN than the last before it; the next one is in turn again.
+    stream.replace_source();
+    stream.rounds(10, 6..8);
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    wait_for("the count of events whose LSN fell", LONG, async || {
+        let metrics = worker.metrics().await;
+        if total(&metrics, name) == 10.0 { Ok(()) } else { Err(metrics) }
+    })
+    .await;
+    assert_history(&client, &stream, "account").await;
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sigterm_in_the_middle_of_a_commit_finishes_it_and_nothing_is_lost_or_doubled() {
     let (broker, sink, deployment) = deployment("").await;
     let deployment = deployment.with("[commit]\nmax_rows = 100");
