@@ -83,14 +83,18 @@ fn the_story_shows_21_events_and_six_versions() {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     assert!(lines.contains(&"21 events came in; kept: 1 version and 5 deltas"), "{text}");
     let line = |start: &str| lines.iter().find(|line| line.starts_with(start)).copied().unwrap_or_default();
-    assert!(line("2 ").ends_with("phone: 5555551212 → 967-160-7974 x6487, score__c: 1.0 → 15.0"), "{text}");
+    assert!(line("2 ").ends_with("phone: 5555551212 → 967-160-7974 x6487"), "{text}");
+    assert!(lines.contains(&"score__c: 1.0 → 15.0"), "{text}");
     assert!(line("3-7").ends_with("no-op"), "{text}");
     assert!(line("10-11").ends_with("no-op"), "{text}");
     assert!(line("14-21").ends_with("no-op"), "{text}");
-    assert!(lines.contains(&article::QUERY), "the query stands there verbatim");
+    // Words are what a terminal's width leaves alone.
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains(article::QUERY), "the query stands there verbatim");
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     assert!(text.contains("60,000 messages"), "{text}");
     assert!(text.contains("kill -9 of worker demo-2, which held 12 partitions with 812 uncommitted"), "{text}");
-    assert!(text.contains("claimed again after 6.3 s, first commit after 6.5 s"), "{text}");
+    assert!(words.contains("claimed again after 6.3 s, first commit after 6.5 s"), "{text}");
     assert!(!text.contains("FAIL"), "{text}");
 }
 
@@ -117,7 +121,7 @@ fn a_failed_check_is_shown_and_fails_the_report() {
     broken(|report| report.account.right = false);
     broken(|report| report.crash = None);
     let never = |report: &mut DemoReport| report.crash.as_mut().unwrap().claimed_after = None;
-    assert!(broken(never).contains("claimed again after never"));
+    assert!(broken(never).contains("after never"));
     broken(|report| report.truth.right_histories = 8);
     broken(|report| report.truth.late = 0);
     broken(|report| report.set_aside.dead_letters = 1);
