@@ -189,6 +189,7 @@ impl Bench<'_> {
             changes: expected.changes(),
             partitions: *partitions,
             message_bytes: bytes as f64 / events as f64,
+            compression: compression.clone(),
             baseline,
             baseline_sizes,
             product: runs,
