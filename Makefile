@@ -53,10 +53,12 @@ test: ## Formatting, lints, licences, and all tests on real Kafka, PostgreSQL an
 BENCH := CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_OPT_LEVEL=3 CARGO_PROFILE_DEV_CODEGEN_UNITS=16 \
   CARGO_PROFILE_DEV_DEBUG_ASSERTIONS=false CARGO_PROFILE_DEV_OVERFLOW_CHECKS=false cargo bench --profile dev
 
+# Not by `cargo bench` itself: at Ctrl-C cargo ends at once, and nobody would wait for the servers to be taken down.
 .PHONY: bench
 bench: ## Throughput and CPU on real Kafka and PostgreSQL, against rivals; ARGS="--quick", ARGS="--help"
 	@.ci/packages test
-	@$(BENCH) --features java-tests --bench pipeline -- $(ARGS)
+	@program=$$($(BENCH) --features java-tests --bench pipeline --no-run --message-format json-render-diagnostics \
+	  | sed -n 's/.*"name":"pipeline".*"executable":"\([^"]*\)".*/\1/p') && exec "$$program" $(ARGS)
 
 .PHONY: bench-micro
 bench-micro: ## What decoding, judging, storing and encoding cost by themselves; ARGS="judge" for a part

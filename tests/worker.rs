@@ -4,8 +4,10 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Output};
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use afterimage::kafka::EmbeddedBroker;
@@ -14,6 +16,7 @@ use support::app::Deployment;
 use support::audit::{self, Ends, assert_conserved, assert_same, caught_up, held_up, history};
 use support::postgres::{Database, fresh_database};
 use support::stream::{Stream, VALUE};
+use support::terminal::Terminal;
 use support::wait::{LONG, wait_for, wait_until};
 use tokio_postgres::Client;
 
@@ -124,6 +127,29 @@ async fn every_stage_counts_on_metrics_and_no_log_holds_a_value() {
     assert!(!metrics.contains(VALUE));
     worker.stop();
     assert_silent(worker.log_file());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_was_replaced_goes_on_and_is_counted() {
+    let (broker, sink, deployment) = deployment("").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 2);
+    stream.rounds(10, 0..6);
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    let name = "afterimage_lsn_regressed_total";
+    assert_eq!(total(&worker.metrics().await, name), 0.0);
+    // The first event of each record after it has a lower LSN than the last before it; the next one is in turn again.
+    stream.replace_source();
+    stream.rounds(10, 6..8);
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    wait_for("the count of events whose LSN fell", LONG, async || {
+        let metrics = worker.metrics().await;
+        if total(&metrics, name) == 10.0 { Ok(()) } else { Err(metrics) }
+    })
+    .await;
+    assert_history(&client, &stream, "account").await;
+    worker.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -481,4 +507,54 @@ async fn status_tells_owners_positions_lag_and_outcomes() {
     let unreachable = Deployment::new(&broker.servers(), &nowhere, "").verb("status", &[]);
     assert_eq!(unreachable.status.code(), Some(1));
     assert!(!text(&unreachable.stderr).contains("hunter2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_is_watched_on_any_terminal_and_ends_when_it_may() {
+    let (broker, sink, deployment) = deployment("").await;
+    let client = sink.connect().await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 12);
+    stream.rounds(20, 0..3);
+    let mut worker = deployment.worker("one");
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    worker.stop();
+
+    // A reader that has seen enough.
+    let mut piped = deployment.start("status", &["--watch", "1"], Stdio::piped());
+    let mut line = String::new();
+    BufReader::new(piped.stdout()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("partition  owner"), "{line}");
+    assert_eq!(piped.ended().code(), Some(0));
+
+    // The table has 16 lines and 100 columns; the next look is an hour away, so what
+    // is drawn anew is drawn because of the size.
+    let (terminal, theirs) = Terminal::open(60, 10);
+    let mut watched = deployment.start("status", &["--watch", "3600"], theirs);
+    let drawn = async |what: &str, has: &dyn Fn(&[String]) -> bool| {
+        wait_for(what, LONG, async || {
+            let picture = terminal.picture();
+            if has(&picture) { Ok(picture) } else { Err(terminal.written()) }
+        })
+        .await
+    };
+    let small = drawn("a picture", &|picture| !picture.is_empty()).await;
+    assert!(small.len() == 9 && small.iter().all(|line| line.chars().count() <= 60), "{small:#?}");
+    let said = small.join("\n");
+    assert!(said.contains(" more lines") && said.contains("      sum ") && said.contains("s until Ctrl-C"), "{said}");
+    terminal.resize(140, 50);
+    watched.signal(libc::SIGWINCH);
+    let large = drawn("a picture of another size", &|picture| picture.len() > 9).await;
+    assert_eq!(large.iter().filter(|line| line.contains("one (gone)")).count(), 12, "{large:#?}");
+    assert!(!large.join("\n").contains(" more lines"), "{large:#?}");
+    watched.signal(libc::SIGINT);
+    assert_eq!((watched.ended().code(), watched.log()), (Some(0), String::new()));
+
+    // A sink that takes a connection and says nothing: the one who asks need not wait for it.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://u@{}/nothing", silent.local_addr().unwrap());
+    let silence = Deployment::new(&broker.servers(), &Database { url, name: sink.name.clone() }, "");
+    let mut waiting = silence.start("status", &["--watch"], Stdio::piped());
+    let _connection = silent.accept().unwrap();
+    waiting.signal(libc::SIGINT);
+    assert_eq!((waiting.ended().code(), waiting.log()), (Some(0), String::new()));
 }

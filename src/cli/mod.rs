@@ -9,6 +9,7 @@ mod print;
 mod seam;
 mod settings;
 mod status;
+mod terminal;
 mod verbs;
 
 pub use args::{Cli, Command, ConfigCommand, GlobalArgs, MigrateArgs, RunArgs, StatusArgs, TypesArgs};

@@ -11,12 +11,16 @@ use crate::config::Config;
 
 /// Writes to stdout. A reader that has seen enough (`| head`) is not a failure.
 pub(super) fn stdout(text: &str) -> Result<(), Failure> {
+    to_reader(text).map(drop)
+}
+
+/// Writes to stdout; whether somebody reads it. Whoever would write more can end when nobody does.
+pub(super) fn to_reader(text: &str) -> Result<bool, Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(Exit::Failed, "stdout", error))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::new(Exit::Failed, "stdout", error)),
     }
 }
 

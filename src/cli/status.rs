@@ -1,20 +1,21 @@
 //! `afterimage status`: where every partition stands, as a table or JSON, once or again and again.
 
 use std::collections::HashMap;
-use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::args::StatusArgs;
 use super::failure::{Exit, Failure};
 use super::print;
-use super::seam::{RIGHTS_HINT, SINK_HINT, kafka_settings, schema_failure, signals, sink_settings};
+use super::seam::{RIGHTS_HINT, SINK_HINT, kafka_settings, schema_failure, sink_settings};
+use super::terminal::{self, Screen};
 use crate::config::Config;
 use crate::core::event::Micros;
 use crate::core::value::calendar::timestamp_text;
-use crate::demo::report::thousands;
+use crate::demo::report::{folded, thousands};
 use crate::kafka::{KafkaError, KafkaSettings, Metadata, TopicPartition};
 use crate::postgres::Client;
 use crate::postgres::client::{SinkSettings, describe};
@@ -23,8 +24,8 @@ use crate::postgres::status::{OUTCOMES, PartitionStatus, partitions};
 
 /// Broker questions, all together.
 const BROKER_TIME: Duration = Duration::from_secs(5);
-/// The width of a line where no terminal says another.
-const WIDTH: usize = 100;
+/// The sink's answer. One that is alive needs a fraction of a second.
+const SINK_TIME: Duration = Duration::from_secs(20);
 /// Longest name of an owner that is shown whole.
 const OWNER: usize = 24;
 
@@ -64,21 +65,59 @@ pub(super) async fn run(config: Config, args: StatusArgs) -> Result<(), Failure>
         Err(error) => Err(error.problems.first().map_or_else(String::new, |problem| problem.reason.clone())),
     };
     let mut asker = Asker { sink, kafka, metadata: None, client: None };
-    let signals = signals()?;
-    tokio::pin!(signals);
-    let mut first = true;
+    let Some(seconds) = args.watch else {
+        let look = asker.look(&args).await?;
+        return print::stdout(&if args.json { format!("{:#}\n", look.json()) } else { look.table(terminal::width()) });
+    };
+    let [mut term, mut int] = [listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?];
+    // Whatever is being waited for: who has seen enough waits for nothing.
+    tokio::select! {
+        ended = watch(&mut asker, &args, seconds) => ended,
+        _ = term.recv() => Ok(()),
+        _ = int.recv() => Ok(()),
+    }
+}
+
+fn listen(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::new(Exit::Failed, "signals can't be handled", error))
+}
+
+/// Looks again and again, until nobody reads it any more.
+async fn watch(asker: &mut Asker, args: &StatusArgs, seconds: u16) -> Result<(), Failure> {
+    let mut resized = listen(SignalKind::window_change())?;
+    let mut screen = Screen::of_stdout().filter(|_| !args.json);
+    let mut look = asker.look(args).await?;
+    // Later on, trouble may pass: whoever watches sees it and may stop.
+    let mut trouble = None;
     loop {
-        match asker.look(&args).await {
-            Ok(look) => show(&look, &args)?,
-            // Later on, trouble may pass: whoever watches sees it and may stop.
-            Err(failure) if !first => eprint!("{failure}"),
-            Err(failure) => return Err(failure),
+        let is_read = match (&mut screen, &trouble) {
+            (Some(screen), _) => look.draw(screen, seconds, trouble.as_ref())?,
+            (None, Some(failure)) => {
+                eprint!("{failure}");
+                true
+            }
+            (None, None) if args.json => print::to_reader(&format!("{}\n", look.json()))?,
+            (None, None) => print::to_reader(&format!("{}\n", look.table(terminal::width())))?,
+        };
+        if !is_read {
+            return Ok(());
         }
-        first = false;
-        let Some(seconds) = args.watch else { return Ok(()) };
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(seconds.into())) => {}
-            () = &mut signals => return Ok(()),
+        let next = async {
+            tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+            asker.look(args).await
+        };
+        tokio::pin!(next);
+        let found = loop {
+            tokio::select! {
+                found = &mut next => break found,
+                _ = resized.recv() => if let Some(screen) = &mut screen {
+                    look.draw(screen, seconds, trouble.as_ref())?;
+                },
+            }
+        };
+        match found {
+            Ok(found) => (look, trouble) = (found, None),
+            Err(failure) => trouble = Some(failure),
         }
     }
 }
@@ -93,7 +132,10 @@ struct Asker {
 
 impl Asker {
     async fn look(&mut self, args: &StatusArgs) -> Result<Look, Failure> {
-        let found = self.partitions(args).await;
+        let found = tokio::time::timeout(SINK_TIME, self.partitions(args)).await.unwrap_or_else(|_| {
+            let reason = format!("no answer from the sink at {} within {} s", self.sink.place(), SINK_TIME.as_secs());
+            Err(Failure::new(Exit::Failed, "status", reason).next(SINK_HINT))
+        });
         if found.is_err() {
             self.client = None;
         }
@@ -164,34 +206,27 @@ impl Asker {
     }
 }
 
-fn show(look: &Look, args: &StatusArgs) -> Result<(), Failure> {
-    if args.json {
-        let value = look.json();
-        return print::stdout(&if args.watch.is_some() { format!("{value}\n") } else { format!("{value:#}\n") });
-    }
-    let terminal = std::io::stdout().is_terminal();
-    let width = if terminal { terminal_width() } else { WIDTH };
-    let mut text = String::new();
-    if args.watch.is_some() && terminal {
-        // Home, then clear what is below: less flicker than clearing first.
-        text.push_str("\x1b[H\x1b[J");
-    }
-    text.push_str(&look.table(width));
-    if args.watch.is_some() && !terminal {
-        text.push('\n');
-    }
-    print::stdout(&text)
-}
-
-/// Columns of the terminal that stdout is.
-fn terminal_width() -> usize {
-    let mut out = std::io::stdout();
-    let _ = out.flush();
-    let given = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
-    given.unwrap_or(WIDTH).max(40)
-}
-
 impl Look {
+    /// Draws it, with what has been wrong since.
+    fn draw(&self, screen: &mut Screen, seconds: u16, trouble: Option<&Failure>) -> Result<bool, Failure> {
+        let width = terminal::width();
+        let mut text = self.table(width);
+        // The last sum, the blank line above it and what follows are never left out.
+        let sum = text.lines().rev().position(|line| line.trim_start().starts_with("sum"));
+        let mut tail = sum.map_or(text.lines().count(), |below| below + 2);
+        let mut more = String::from("\n");
+        if let Some(failure) = trouble {
+            more.push_str(&folded(&failure.to_string(), width, 0));
+        }
+        let at = self.rows.first().map(|row| moment(row.at.now)).unwrap_or_default();
+        // To the second: `2026-01-31T12:00:00`.
+        let at = at.get(..19).map_or(String::new(), |at| format!("as of {at}Z, "));
+        more.push_str(&format!("{at}every {seconds} s until Ctrl-C\n"));
+        tail += more.lines().count();
+        text.push_str(&more);
+        screen.draw(&text, tail)
+    }
+
     fn sums(&self) -> (Option<i64>, Option<i64>, [i64; OUTCOMES.len()]) {
         let mut outcomes = [0; OUTCOMES.len()];
         for row in &self.rows {
@@ -280,7 +315,8 @@ impl Look {
             text = format!("{}\n{}", aligned(&places, &first), aligned(&header, &second));
         }
         if let Some(reason) = &self.broker {
-            text.push_str(&format!("\nlag is not known: {reason}\n"));
+            text.push('\n');
+            text.push_str(&folded(&format!("lag is not known: {reason}"), width, 0));
         } else if lag.is_none() {
             text.push_str("\n?: the broker does not have this partition\n");
         }

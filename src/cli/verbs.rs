@@ -39,7 +39,11 @@ pub(super) fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> 
 /// `status`.
 pub(super) fn status(config: Config, args: StatusArgs) -> Result<(), Failure> {
     install_logs(&config.log)?;
-    runtime()?.block_on(status::run(config, args))
+    let runtime = runtime()?;
+    let ended = runtime.block_on(status::run(config, args));
+    // A question to a broker that does not answer may still be open: nobody waits for it any more.
+    runtime.shutdown_background();
+    ended
 }
 
 /// `config types`.

@@ -11,6 +11,7 @@ use super::capture::Capture;
 use super::crash::{self, Crash, CrashWatch};
 use super::options::WorkerCommand;
 use super::progress::{Figures, Progress};
+use super::report::thousands;
 use super::simulator::Simulator;
 use super::sink::Sink;
 use super::workers::Workers;
@@ -197,7 +198,8 @@ impl<'a> Feed<'a> {
         self.workers.crash(self.worker, &crash.worker)?;
         self.progress.say(&format!(
             "worker {} was killed (kill -9) with {} messages in hand, and started again",
-            crash.worker, crash.waiting
+            crash.worker,
+            thousands(crash.waiting)
         ));
         self.crash = Some(CrashWatch::begin(crash, Instant::now(), &at_work));
         Ok(())

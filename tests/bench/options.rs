@@ -64,8 +64,8 @@ pub struct Options {
     /// Partitions of the topic
     #[arg(long, default_value_t = 6)]
     pub partitions: i32,
-    /// Compression of the topic's batches: none, lz4, zstd, …
-    #[arg(long, default_value = "none")]
+    /// Compression of the topic's batches
+    #[arg(long, default_value = "none", value_parser = ["none", "gzip", "snappy", "lz4", "zstd"])]
     pub compression: String,
     /// Where all randomness comes from
     #[arg(long, default_value_t = 1)]

@@ -71,7 +71,7 @@ async fn bench(options: &Options) -> Result<(), String> {
     eprintln!("starting Kafka and PostgreSQL");
     let stage = Stage::start().await;
     let machine = Machine::here(stage.postgres_says().await, dir.path());
-    let mut bench = Bench { options, product: Product::copy_to(dir.path()), stage, dir };
+    let mut bench = Bench { options, product: Product::copy_to(dir.path()), stage, dir, kept: Vec::new() };
     let mut report = Report { machine, results: Vec::new() };
     for records in &options.records {
         for stream in options.streams() {
@@ -95,6 +95,17 @@ struct Bench<'a> {
     product: Product,
     stage: Stage,
     dir: ScratchDir,
+    kept: Vec<Kept>,
+}
+
+/// What `--keep` leaves.
+struct Kept {
+    /// Who made it.
+    what: String,
+    /// Where it is.
+    database: String,
+    /// What it was made of.
+    topic: String,
 }
 
 impl Bench<'_> {
@@ -112,6 +123,7 @@ impl Bench<'_> {
         let group = format!("afterimage.{topic}");
         let settings = self.options.settings();
         let stage = &self.stage;
+        let mut kept = Vec::new();
 
         eprintln!("\n{}, {records} records, {events} events", stream.name());
         eprintln!("   filling the topic: each record once");
@@ -149,20 +161,27 @@ impl Bench<'_> {
             let sizes = size::measure(&watched.client).await;
             expected.compare(&source, true, &watched.client).await?;
             watched.close(stage).await;
-            if !self.options.keep {
+            if self.options.keep {
+                let what = format!("{}, afterimage run, {round} of {repeat}", stream.name());
+                kept.push(Kept { what, database: copy, topic: topic.clone() });
+            } else {
                 stage.drop_database(&copy).await;
                 std::fs::remove_dir_all(&own_state).unwrap();
             }
             runs.push(ProductRun { run, sizes });
             if !self.options.alone {
-                self.rivals(&topic, &middle, events, &mut rivals).await;
+                kept.extend(self.rivals(&topic, &middle, events, &mut rivals).await);
             }
         }
-        if !self.options.keep {
+        if self.options.keep {
+            let what = format!("{}, first sights", stream.name());
+            kept.insert(0, Kept { what, database: first, topic: topic.clone() });
+        } else {
             stage.drop_database(&first).await;
             stage.broker.delete_topic(&topic).await;
             std::fs::remove_dir_all(&state).unwrap();
         }
+        self.kept.append(&mut kept);
         Ok(Measured {
             stream: stream.name(),
             records,
@@ -170,6 +189,7 @@ impl Bench<'_> {
             changes: expected.changes(),
             partitions: *partitions,
             message_bytes: bytes as f64 / events as f64,
+            compression: compression.clone(),
             baseline,
             baseline_sizes,
             product: runs,
@@ -177,8 +197,9 @@ impl Bench<'_> {
         })
     }
 
-    /// Each rival once over the stream.
-    async fn rivals(&self, topic: &str, from: &BTreeMap<i32, i64>, events: u64, all: &mut Vec<RivalRuns>) {
+    /// Each rival once over the stream; with `--keep`, the databases they wrote to.
+    async fn rivals(&self, topic: &str, from: &BTreeMap<i32, i64>, events: u64, all: &mut Vec<RivalRuns>) -> Vec<Kept> {
+        let mut kept = Vec::new();
         for (at, (name, kind, most)) in RIVALS.into_iter().enumerate() {
             eprintln!("   {name}");
             let database = self.stage.create_database().await;
@@ -193,18 +214,25 @@ impl Bench<'_> {
             };
             let run = rival::run(&self.stage, &watched, &order);
             watched.close(&self.stage).await;
-            self.stage.drop_database(&database).await;
+            if self.options.keep && matches!(kind, Kind::Listener { .. }) {
+                kept.push(Kept { what: name.into(), database, topic: topic.into() });
+            } else {
+                self.stage.drop_database(&database).await;
+            }
             if all.len() == at {
                 all.push(RivalRuns { name: name.into(), runs: Vec::new() });
             }
             all[at].runs.push(run);
         }
+        kept
     }
 
     /// Until Ctrl-C.
     async fn keep(&self) {
         eprintln!("\nStill running, until Ctrl-C:");
-        eprintln!("  psql '{}'    # and \\l", self.stage.postgres.url("postgres"));
+        for Kept { what, database, topic } in &self.kept {
+            eprintln!("  psql '{}'    # {what}; topic {topic}", self.stage.postgres.url(database));
+        }
         eprintln!("  Kafka at {}", self.stage.broker.bootstrap());
         eprintln!("  configurations, logs and image stores in {}", self.dir.path().display());
         tokio::signal::ctrl_c().await.unwrap();

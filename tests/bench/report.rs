@@ -31,8 +31,10 @@ pub struct Measured {
     pub changes: u64,
     /// Partitions.
     pub partitions: i32,
-    /// Bytes of key and value, on average.
+    /// Bytes of key and value, on average, before compression.
     pub message_bytes: f64,
+    /// How the topic's batches are compressed.
+    pub compression: String,
     /// The pass in which each record is seen for the first time.
     pub baseline: product::Run,
     /// The history after it.
@@ -157,11 +159,12 @@ impl Display for Measured {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{}, {} records: {} events of {} bytes with {} changes, {} partitions; median (least-most) of {}",
+            "{}, {} records: {} events of {} bytes, compression {}, with {} changes, {} partitions; median (least-most) of {}",
             self.stream,
             grouped(i64::from(self.records)),
             grouped(self.events as i64),
             short(self.message_bytes),
+            self.compression,
             grouped(self.changes as i64),
             self.partitions,
             self.product.len()

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 
 use afterimage::demo::child::{self, LastSignal};
 
@@ -119,6 +119,16 @@ impl Deployment {
         self.command(verb, verb).args(arguments).output().unwrap()
     }
 
+    /// Starts another verb, which writes its result there.
+    pub fn start(&self, verb: &str, arguments: &[&str], stdout: Stdio) -> App {
+        let log = self.dir.path().join(format!("{verb}.log"));
+        let out = File::options().create(true).append(true).open(&log).unwrap();
+        let mut command = self.command(verb, verb);
+        command.args(arguments).stdout(stdout).stderr(out);
+        let from = fs::metadata(&log).map_or(0, |file| file.len());
+        App { child: Some(child::spawn_bound(command, LastSignal::Kill).unwrap()), log, from: from as usize }
+    }
+
     /// Starts a worker.
     pub fn worker(&self, name: &str) -> App {
         let log = self.dir.path().join(format!("{name}.log"));
@@ -148,6 +158,11 @@ impl App {
     /// The log's file, which all runs of this name share.
     pub fn log_file(&self) -> &Path {
         &self.log
+    }
+
+    /// What it writes to a pipe.
+    pub fn stdout(&mut self) -> ChildStdout {
+        self.child.as_mut().and_then(|child| child.stdout.take()).expect("a pipe")
     }
 
     /// # Panics

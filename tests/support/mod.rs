@@ -8,6 +8,7 @@ pub mod audit;
 pub mod names;
 pub mod postgres;
 pub mod stream;
+pub mod terminal;
 pub mod wait;
 
 #[cfg(feature = "java-tests")]

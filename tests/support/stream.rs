@@ -20,6 +20,8 @@ pub struct Stream {
     pub next: Vec<i64>,
     start: i64,
     lsn: u64,
+    /// Where the log of the present source database began to count.
+    log: u64,
     /// Milliseconds of source time between two events of [`rounds`](Stream::rounds).
     pub apart: u64,
     rows: BTreeMap<String, (u32, Value)>,
@@ -46,6 +48,7 @@ impl Stream {
             next: vec![0; partitions as usize],
             start: now - 30 * 86_400_000_000,
             lsn: 1_000,
+            log: 0,
             apart: 10,
             rows: BTreeMap::new(),
             ids: BTreeMap::new(),
@@ -72,12 +75,13 @@ impl Stream {
     fn event(&mut self, op: &str, key: &Value, after: Value) -> (i32, i64) {
         self.lsn += 10;
         let ts = self.start + self.lsn as i64 * 1_000;
+        let lsn = self.lsn - self.log;
         let before = if op == "d" { key.clone() } else { Value::Null };
         let value = json!({
             "before": before, "after": after,
             "source": {"version": "2.7.4.Final", "connector": "postgresql", "name": "calm", "ts_ms": ts / 1_000,
                 "ts_us": ts, "snapshot": "false", "db": "d", "sequence": null, "schema": "emea", "table": "t",
-                "txId": self.lsn, "lsn": self.lsn, "xmin": null},
+                "txId": lsn, "lsn": lsn, "xmin": null},
             "transaction": null, "op": op, "ts_ms": ts / 1_000,
         });
         let key = key.to_string();
@@ -142,6 +146,13 @@ impl Stream {
             }
             self.flush();
         }
+    }
+
+    /// The source database is replaced by a copy of it: time goes on, its log counts from the beginning.
+    pub fn replace_source(&mut self) {
+        // Longer than any two clocks differ.
+        self.lsn += 120_000;
+        self.log = self.lsn;
     }
 
     /// A table reload: every row is deleted, then comes back as it was under a new id, most on another partition. No

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use gather::gather;
 pub use story::questions;
-pub use table::thousands;
+pub use table::{folded, thousands};
 
 use super::crash::Crash;
 use super::options::{BrokerChoice, CaptureChoice, DemoOptions};

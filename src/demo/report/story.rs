@@ -2,10 +2,13 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::table::{Table, size, thousands};
+use super::table::{Table, folded, size, thousands};
 use super::{ARTICLE_BYTES_PER_VERSION, AccountVersion, DemoReport};
 use crate::demo::options::{BrokerChoice, CaptureChoice};
 use crate::demo::simulator::article;
+
+/// Lines are no longer than this, so that an ordinary terminal shows them as they are meant.
+const WIDTH: usize = 100;
 
 impl Display for DemoReport {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
@@ -33,16 +36,19 @@ impl DemoReport {
         for (event, version) in self.account_lines() {
             match version {
                 Some(version) => {
-                    let cells =
-                        [event, version.seq.to_string(), version.op.clone(), version.at.clone(), changes(version)];
-                    table.row(cells);
+                    let mut place = [event, version.seq.to_string(), version.op.clone(), version.at.clone()];
+                    // A line for each field.
+                    for change in changes(version) {
+                        table.row(place.iter().cloned().chain([change]));
+                        place = Default::default();
+                    }
                 }
                 None => table.row([event, String::new(), "no-op".to_string()]),
             }
         }
         writeln!(out, "{table}")?;
         writeln!(out, "The article's query, as it stands, under search_path = {org}_history:\n")?;
-        writeln!(out, "  {}\n", account.query)?;
+        writeln!(out, "{}", folded(&format!("  {}", account.query), WIDTH, 4))?;
         let mut table = Table::new(&account.answer.columns);
         for row in &account.answer.rows {
             table.row(row.iter().map(|cell| cell.clone().unwrap_or_default()));
@@ -74,8 +80,7 @@ impl DemoReport {
     fn write_totals(&self, out: &mut Formatter<'_>) -> fmt::Result {
         let emitted = self.emitted;
         let rate = emitted.messages as f64 / self.processing_seconds.max(0.001);
-        writeln!(
-            out,
+        let totals = format!(
             "{} messages of {} org{} ({} row events) through {} and {} worker{} in {:.1} s: {} a second",
             thousands(emitted.messages as i64),
             self.orgs.len(),
@@ -86,7 +91,8 @@ impl DemoReport {
             if self.workers == 1 { "" } else { "s" },
             self.processing_seconds,
             thousands(rate as i64)
-        )?;
+        );
+        write!(out, "{}", folded(&totals, WIDTH, 2))?;
         if let Some(crash) = &self.crash {
             writeln!(
                 out,
@@ -143,15 +149,15 @@ impl DemoReport {
             per_event(article),
         ]);
         writeln!(out, "{table}")?;
-        writeln!(
-            out,
+        let smaller = format!(
             "  The time machine is {:.1} times smaller (deltas {}, keyframes {}, records {}; whole schema {}).",
             full / history.max(1.0),
             size(bytes.delta as f64),
             size(bytes.keyframe as f64),
             size(bytes.record as f64),
             size(bytes.schema as f64)
-        )?;
+        );
+        write!(out, "{}", folded(&smaller, WIDTH, 2))?;
         let samples: Vec<String> = bytes
             .copies
             .iter()
@@ -159,57 +165,47 @@ impl DemoReport {
                 format!("{} {:.0} B ({} rows)", copies.object, copies.bytes_per_row, thousands(copies.sample as i64))
             })
             .collect();
-        writeln!(
-            out,
-            "  Measured on samples of the same events in tables like the article's: {}.\n",
-            samples.join(", ")
-        )
+        let measured =
+            format!("  Measured on samples of the same events in tables like the article's: {}.", samples.join(", "));
+        writeln!(out, "{}", folded(&measured, WIDTH, 2))
     }
 
     fn write_checks(&self, out: &mut Formatter<'_>) -> fmt::Result {
         writeln!(out, "Checks\n")?;
         let account = &self.account;
-        writeln!(
-            out,
-            "  {} the article's account: {} events, {} versions kept",
-            verdict(account.right),
-            account.events,
-            account.versions.len()
-        )?;
+        let kept = account.versions.len();
+        check(out, account.right, &format!("the article's account: {} events, {kept} versions kept", account.events))?;
         let law = &self.conservation;
-        writeln!(
-            out,
-            "  {} conservation: {} messages in {} partitions, {} outcomes, every position at its broker's end",
-            verdict(law.broken.is_empty()),
+        let accounted = format!(
+            "conservation: {} messages in {} partitions, {} outcomes, every position at its broker's end",
             thousands(law.messages),
             law.partitions,
             thousands(law.outcomes)
-        )?;
+        );
+        check(out, law.broken.is_empty(), &accounted)?;
         for partition in &law.broken {
             writeln!(out, "       {partition}")?;
         }
         self.write_crash(out)?;
         let truth = &self.truth;
-        writeln!(
-            out,
-            "  {} records: {} of {} have the simulator's last image and number of versions; {} miss an event that came late",
-            verdict(truth.ok()),
+        let compared = format!(
+            "records: {} of {} have the simulator's last image and number of versions; {} miss an event that came late",
             thousands(truth.right_histories as i64),
             thousands(truth.records as i64),
             thousands(truth.late as i64)
-        )?;
+        );
+        check(out, truth.ok(), &compared)?;
         for difference in &truth.differences {
             writeln!(out, "       {difference}")?;
         }
         let aside = self.set_aside;
-        writeln!(
-            out,
-            "  {} set aside: {} dead letters, {} gaps, {} late events",
-            verdict(aside.dead_letters == 0 && aside.gaps == 0),
+        let short = format!(
+            "set aside: {} dead letters, {} gaps, {} late events",
             thousands(aside.dead_letters),
             thousands(aside.gaps),
             thousands(aside.late_events)
-        )?;
+        );
+        check(out, aside.dead_letters == 0 && aside.gaps == 0, &short)?;
         writeln!(out, "\nSeed {}, {:.1} s in all.", self.seed, self.total_seconds)
     }
 
@@ -230,19 +226,18 @@ impl DemoReport {
 
     fn write_crash(&self, out: &mut Formatter<'_>) -> fmt::Result {
         let Some(crash) = &self.crash else {
-            return writeln!(out, "  FAIL no worker had anything in hand that could be killed");
+            return check(out, false, "no worker had anything in hand that could be killed");
         };
         let seconds = |seconds: Option<f64>| seconds.map_or("never".to_string(), |seconds| format!("{seconds:.1} s"));
-        writeln!(
-            out,
-            "  {} kill -9 of worker {} at {} committed messages: its {} partitions claimed again after {}, first commit after {}",
-            verdict(crash.claimed_after.is_some()),
+        let went_on = format!(
+            "kill -9 of worker {} at {} committed messages: its {} partitions claimed again after {}, first commit after {}",
             crash.worker,
             thousands(crash.committed),
             crash.partitions,
             seconds(crash.claimed_after),
             seconds(crash.resumed_after)
-        )
+        );
+        check(out, crash.claimed_after.is_some(), &went_on)
     }
 
     fn write_next(&self, out: &mut Formatter<'_>) -> fmt::Result {
@@ -256,8 +251,10 @@ impl DemoReport {
     }
 }
 
-fn verdict(right: bool) -> &'static str {
-    if right { "ok  " } else { "FAIL" }
+/// A check's line.
+fn check(out: &mut Formatter<'_>, right: bool, what: &str) -> fmt::Result {
+    let verdict = if right { "ok  " } else { "FAIL" };
+    write!(out, "{}", folded(&format!("  {verdict} {what}"), WIDTH, 7))
 }
 
 /// Questions to paste into psql: (what is asked, SQL without double quotes).
@@ -286,10 +283,10 @@ pub fn questions(org: &str) -> [(&'static str, String); 3] {
     ]
 }
 
-/// `phone: "a" → "b", score__c: 1 → 15`; of a whole image only the number of fields.
-fn changes(version: &AccountVersion) -> String {
-    if version.seq == 0 {
-        return format!("{} fields", version.changes.len());
+/// `phone: a → b`, `score__c: 1 → 15`; of a whole image, and where no field changed, only the number of fields.
+fn changes(version: &AccountVersion) -> Vec<String> {
+    if version.seq == 0 || version.changes.is_empty() {
+        return vec![format!("{} fields", version.changes.len())];
     }
     let shown = version.changes.iter().map(|(field, change)| {
         let side = |index: usize| match change.get(index) {
@@ -299,5 +296,5 @@ fn changes(version: &AccountVersion) -> String {
         };
         format!("{field}: {} → {}", side(0), side(1))
     });
-    shown.collect::<Vec<_>>().join(", ")
+    shown.collect()
 }

@@ -59,6 +59,36 @@ fn display_width(text: &str) -> usize {
     text.chars().count()
 }
 
+/// Text in lines of so many columns, broken between words where there are any; what follows a break is indented.
+pub fn folded(text: &str, columns: usize, indent: usize) -> String {
+    let mut folded = String::new();
+    for line in text.lines() {
+        let mut used = 0;
+        let turn = |folded: &mut String| {
+            folded.truncate(folded.trim_end_matches(' ').len());
+            folded.push('\n');
+            folded.push_str(&" ".repeat(indent));
+            indent
+        };
+        for word in line.split_inclusive(' ') {
+            if used > indent && used + display_width(word.trim_end()) > columns {
+                used = turn(&mut folded);
+            }
+            for letter in word.chars() {
+                // A word that is longer than a line.
+                if used >= columns && letter != ' ' {
+                    used = turn(&mut folded);
+                }
+                folded.push(letter);
+                used += 1;
+            }
+        }
+        folded.truncate(folded.trim_end_matches(' ').len());
+        folded.push('\n');
+    }
+    folded
+}
+
 /// `1234567` → `1,234,567`.
 pub fn thousands(number: i64) -> String {
     let digits = number.unsigned_abs().to_string();
@@ -95,6 +125,15 @@ mod tests {
         table.row(["délete", "7"]);
         table.row(["x"]);
         assert_eq!(table.to_string(), "  op       rows\n  update  1,204\n  délete      7\n  x\n");
+    }
+
+    #[test]
+    fn long_lines_are_broken_between_words() {
+        assert_eq!(folded("one two three\n  four\n", 8, 0), "one two\nthree\n  four\n");
+        assert_eq!(folded("one two three four", 9, 2), "one two\n  three\n  four\n");
+        assert_eq!(folded("abcdefghij kl", 4, 0), "abcd\nefgh\nij\nkl\n");
+        assert_eq!(folded("exactly eight", 7, 0), "exactly\neight\n");
+        assert_eq!(folded("→ żółw\n\nx", 6, 0), "→ żółw\n\nx\n");
     }
 
     #[test]

@@ -77,29 +77,40 @@ fn report() -> DemoReport {
     }
 }
 
+/// The text without its line breaks, which depend on the lengths of numbers.
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 #[test]
 fn the_story_shows_21_events_and_six_versions() {
     let text = report().to_string();
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     assert!(lines.contains(&"21 events came in; kept: 1 version and 5 deltas"), "{text}");
     let line = |start: &str| lines.iter().find(|line| line.starts_with(start)).copied().unwrap_or_default();
-    assert!(line("2 ").ends_with("phone: 5555551212 → 967-160-7974 x6487, score__c: 1.0 → 15.0"), "{text}");
+    assert!(line("2 ").ends_with("phone: 5555551212 → 967-160-7974 x6487"), "{text}");
+    assert!(lines.contains(&"score__c: 1.0 → 15.0"), "{text}");
     assert!(line("3-7").ends_with("no-op"), "{text}");
     assert!(line("10-11").ends_with("no-op"), "{text}");
     assert!(line("14-21").ends_with("no-op"), "{text}");
-    assert!(lines.contains(&article::QUERY), "the query stands there verbatim");
+    let words = words(&text);
+    assert!(words.contains(article::QUERY), "the query stands there verbatim");
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     assert!(text.contains("60,000 messages"), "{text}");
-    assert!(text.contains("kill -9 of worker demo-2, which held 12 partitions with 812 uncommitted"), "{text}");
-    assert!(text.contains("claimed again after 6.3 s, first commit after 6.5 s"), "{text}");
+    assert!(words.contains("kill -9 of worker demo-2, which held 12 partitions with 812 uncommitted"), "{text}");
+    assert!(words.contains("claimed again after 6.3 s, first commit after 6.5 s"), "{text}");
     assert!(!text.contains("FAIL"), "{text}");
 }
 
 #[test]
 fn the_story_names_what_the_messages_went_through() {
     let mut report = report();
-    assert!(report.to_string().contains("through an embedded broker and 2 workers"));
+    assert!(words(&report.to_string()).contains("through an embedded broker and 2 workers"));
     (report.capture, report.broker) = (CaptureChoice::Debezium, BrokerChoice::Given("h:9092".into()));
-    assert!(report.to_string().contains("through Debezium 2.7.4.Final, Kafka at h:9092 and 2 workers"), "{report}");
+    assert!(
+        words(&report.to_string()).contains("through Debezium 2.7.4.Final, Kafka at h:9092 and 2 workers"),
+        "{report}"
+    );
 }
 
 #[test]
@@ -117,7 +128,7 @@ fn a_failed_check_is_shown_and_fails_the_report() {
     broken(|report| report.account.right = false);
     broken(|report| report.crash = None);
     let never = |report: &mut DemoReport| report.crash.as_mut().unwrap().claimed_after = None;
-    assert!(broken(never).contains("claimed again after never"));
+    assert!(words(&broken(never)).contains("claimed again after never"));
     broken(|report| report.truth.right_histories = 8);
     broken(|report| report.truth.late = 0);
     broken(|report| report.set_aside.dead_letters = 1);
