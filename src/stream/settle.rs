@@ -57,6 +57,8 @@ impl Group {
     }
 
     pub(super) fn pause(&mut self, reason: &str) {
+        // Partitions may be let go meanwhile.
+        self.await_applying();
         self.failures += 1;
         if self.failures > 1 {
             let pause = pause_after(self.failures - 1);
