@@ -50,7 +50,7 @@ test: ## Formatting, lints, licences, and all tests on real Kafka, PostgreSQL an
 
 # The dev profile, with the project's own code compiled for speed: what is set here is set for all dependencies
 # anyway (see Cargo.toml), so RocksDB is not compiled again. Incremental code would not be inlined across its pieces.
-BENCH := CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_OPT_LEVEL=3 CARGO_PROFILE_DEV_CODEGEN_UNITS=16 \
+BENCH := CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_OPT_LEVEL=3 CARGO_PROFILE_DEV_CODEGEN_UNITS=4 \
   CARGO_PROFILE_DEV_DEBUG_ASSERTIONS=false CARGO_PROFILE_DEV_OVERFLOW_CHECKS=false cargo bench --profile dev
 
 # Not by `cargo bench` itself: at Ctrl-C cargo ends at once, and nobody would wait for the servers to be taken down.

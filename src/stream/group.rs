@@ -412,19 +412,21 @@ impl Group {
             self.await_in_flight(Duration::from_millis(50));
             return 1;
         }
-        let mut chunk = Vec::new();
+        let mut chunk = Vec::with_capacity(CHUNK);
         let wait = self.must_wait();
         self.look_at_others();
+        let Group { tasks, parts, .. } = self;
+        let mut tasks: Vec<&mut Task> = tasks.values_mut().collect();
+        let mut turns: Vec<Option<Turn>> = tasks.iter().map(|task| task.lane.turn()).collect();
         while chunk.len() < CHUNK && !wait {
-            let Some(partition) = next(self.tasks.iter().map(|(partition, task)| (*partition, &task.lane))) else {
-                break;
-            };
-            let Some(task) = self.tasks.get_mut(&partition) else { break };
-            if !self.parts.align.takes(task) {
+            let Some(at) = next(&turns) else { break };
+            if !parts.align.takes(tasks[at]) {
                 break;
             }
-            chunk.extend(task.lane.pop());
-            if task.lane.is_empty() {
+            let lane = &mut tasks[at].lane;
+            chunk.extend(lane.pop());
+            turns[at] = lane.turn();
+            if turns[at].is_none() {
                 // More of it may be on its way: look before choosing on.
                 break;
             }

@@ -83,9 +83,11 @@ impl<T> Lane<T> {
     }
 }
 
-/// The lane whose first message is next. Within a partition the order of Kafka stands, whatever the times say.
-pub fn next<'l, K: Copy, T: 'l>(lanes: impl Iterator<Item = (K, &'l Lane<T>)>) -> Option<K> {
-    lanes.filter_map(|(key, lane)| Some((lane.turn()?, key))).min_by_key(|(turn, _)| *turn).map(|(_, key)| key)
+/// Which lane's first message is next, by the turns of all lanes' first messages (`None` = an empty lane). Within a
+/// partition the order of Kafka stands, whatever the times say.
+pub fn next(turns: &[Option<Turn>]) -> Option<usize> {
+    let first = turns.iter().enumerate().filter_map(|(at, turn)| Some(((*turn)?, at)));
+    first.min_by_key(|(turn, _)| *turn).map(|(_, at)| at)
 }
 
 #[cfg(test)]
@@ -94,7 +96,7 @@ mod tests {
 
     fn read(lanes: &mut [Lane<&'static str>]) -> Vec<&'static str> {
         let mut out = Vec::new();
-        while let Some(at) = next(lanes.iter().enumerate()) {
+        while let Some(at) = next(&lanes.iter().map(Lane::turn).collect::<Vec<_>>()) {
             out.extend(lanes[at].pop());
         }
         out
