@@ -350,6 +350,7 @@ async fn types_of_captured_tables_are_printed_to_be_pasted() {
     client
         .batch_execute(
             "create schema emea; create domain emea.money_d as numeric(10, 2);
+             create domain emea.day as date; create domain emea.due_day as emea.day;
              create table emea.job__c (id serial primary key, sfid varchar(18), name varchar(80), active__c boolean,
                createddate timestamp, systemmodstamp timestamp, due__c date, \"At this\" timestamptz(3), amount__c float8,
                price__c emea.money_d, total__c int generated always as (7) stored, tags text[], doc jsonb, at__c time,
@@ -357,6 +358,7 @@ async fn types_of_captured_tables_are_printed_to_be_pasted() {
              alter table emea.job__c drop column gone__c;
              create table emea.pairs (a bigint, b text, primary key (a, b));
              create table emea.texts (id text primary key);
+             create table emea.odd (\"in two\nlines\" date, due emea.due_day);
              create table emea._trigger_log (id bigint, at timestamptz);
              create role nobody_here login",
         )
@@ -376,6 +378,7 @@ async fn types_of_captured_tables_are_printed_to_be_pasted() {
         out,
         "[[object]]\norg = \"emea\"\nname = \"job__c\"\ntypes = { due__c = \"date\", \"At this\" = \"timestamptz\", amount__c = \"float8\", \
          price__c = \"numeric\", at__c = \"time\", ref__c = \"uuid\", raw__c = \"bytea\" }\n\
+         \n[[object]]\norg = \"emea\"\nname = \"odd\"\ntypes = { \"in two\\nlines\" = \"date\", due = \"date\" }\n\
          \n[[object]]\norg = \"emea\"\nname = \"pairs\"\ntypes = { a = \"int8\" }\n"
     );
     // As pasted.

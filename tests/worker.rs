@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use afterimage::kafka::EmbeddedBroker;
 use serde_json::{Value, json};
-use support::app::Deployment;
+use support::app::{App, Deployment};
 use support::audit::{self, Ends, assert_conserved, assert_same, caught_up, held_up, history};
 use support::postgres::{Database, fresh_database};
 use support::stream::{Stream, VALUE};
@@ -149,6 +149,31 @@ async fn a_source_that_was_replaced_goes_on_and_is_counted() {
     })
     .await;
     assert_history(&client, &stream, "account").await;
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_is_shown_while_nothing_can_be_committed() {
+    let (broker, sink, deployment) = deployment("").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 1);
+    stream.rounds(10, 0..1);
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    let mut second = sink.connect().await;
+    let gate = second.transaction().await.unwrap();
+    gate.batch_execute("LOCK TABLE afterimage.delta, afterimage.keyframe IN SHARE MODE").await.unwrap();
+    stream.rounds(10, 1..3);
+    let lag = async |worker: &mut App, wanted: f64| {
+        wait_for("the lag", LONG, async || {
+            let metrics = worker.metrics().await;
+            if total(&metrics, "afterimage_lag_messages") == wanted { Ok(()) } else { Err(metrics) }
+        })
+        .await;
+    };
+    lag(&mut worker, 20.0).await;
+    gate.rollback().await.unwrap();
+    lag(&mut worker, 0.0).await;
     worker.stop();
 }
 

@@ -15,17 +15,28 @@ mod verbs;
 pub use args::{Cli, Command, ConfigCommand, GlobalArgs, MigrateArgs, RunArgs, StatusArgs, TypesArgs};
 pub use failure::{Exit, Failure};
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::config::{Config, Sources};
+use crate::config::{Config, Sources, without_passwords};
 use crate::telemetry;
 
 /// The program: parses the process's arguments and runs the verb.
 pub fn main() -> ExitCode {
-    // clap prints help and usage errors itself, and exits with 0 and 2.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            // It quotes what was typed, in colours if somebody sees them.
+            let text = error.render();
+            let text = if std::io::stderr().is_terminal() { text.ansi().to_string() } else { text.to_string() };
+            eprint!("{}", without_passwords(&text));
+            return Exit::Usage.into();
+        }
+        // Help and the version: clap prints them, and exits with 0.
+        Err(error) => error.exit(),
+    };
     // Before the configuration is read, only these can tell that logs are to be JSON.
     let variable = std::env::var("AFTERIMAGE_LOG__FORMAT").ok();
     let json = cli.global.log_format.as_ref().or(variable.as_ref()).is_some_and(|format| format == "json");
@@ -33,9 +44,9 @@ pub fn main() -> ExitCode {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
             if json || telemetry::is_json() {
-                eprint!("{}", failure.json())
+                eprint!("{}", without_passwords(&failure.json()))
             } else {
-                eprint!("{failure}")
+                eprint!("{}", without_passwords(&failure.to_string()))
             }
             failure.exit.into()
         }

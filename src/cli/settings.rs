@@ -72,7 +72,8 @@ pub(super) async fn types(args: &TypesArgs) -> Result<(), Failure> {
     }
     let mut text = String::new();
     for (name, types) in &found {
-        let quoted = |name: &str| toml::Value::from(name).to_string();
+        // Always on one line: a key cannot be written on several.
+        let quoted = |name: &str| serde_json::Value::from(name).to_string().replace('\u{7f}', "\\u007f");
         let key = |name: &str| match name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
             true if !name.is_empty() => name.to_owned(),
             _ => quoted(name),

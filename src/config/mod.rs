@@ -33,7 +33,7 @@ pub use keys::{ENV_FILE, ENV_PREFIX, EXTRA, KEYS, Key, nearest};
 pub use layers::{Origin, Sources};
 pub use level::{VALUE_PRINTING, check_level};
 pub use orgs::{DEFAULT_GRACE, GRACE_MAX, IDENTIFIER_MAX, Identity, ORG_MAX, ObjectConfig, OrgConfig, TopicPattern};
-pub use postgres::{PoolMode, PostgresSettings, SslMode, masked_url};
+pub use postgres::{PoolMode, PostgresSettings, SslMode, masked_url, without_passwords};
 pub use secret::{MASK, Secret};
 pub use show::Shown;
 pub use topics::{SilentPattern, TopicError, TopicMap, TopicPlan, is_side_topic, map_topics};

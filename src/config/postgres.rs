@@ -252,6 +252,10 @@ pub fn masked_url(text: &str) -> String {
             None => rest.to_owned(),
         };
         let (address, query) = rest.split_once('?').map_or((rest.as_str(), None), |(a, q)| (a, Some(q)));
+        // A password whose `@` was mistyped or encoded would stand where host and port are expected.
+        if !address.contains('@') && !is_place(address) {
+            return format!("{scheme}{MASK}");
+        }
         let query = query.map(|query| {
             let pairs = query.split('&').map(|pair| match pair.split_once('=') {
                 Some((name, _)) if percent_decode(name).to_ascii_lowercase().contains("pass") => {
@@ -276,6 +280,37 @@ pub fn masked_url(text: &str) -> String {
         }
         _ => MASK.to_owned(),
     }
+}
+
+/// Whether this is what stands behind `user@` in a URL: hosts, each with a port if any, and a database.
+fn is_place(address: &str) -> bool {
+    let hosts = address.split_once('/').map_or(address, |(hosts, _)| hosts);
+    hosts.split(',').all(|host| {
+        let (name, port) = match host.rsplit_once(']') {
+            Some((name, port)) => (name.trim_start_matches('['), port.strip_prefix(':')),
+            None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
+        };
+        let named = |c: char| c.is_ascii_alphanumeric() || ".-_:".contains(c);
+        (name.chars().all(named) || name.to_ascii_lowercase().starts_with("%2f"))
+            && port.is_none_or(|port| port.chars().all(|c| c.is_ascii_digit()))
+    })
+}
+
+/// Text that may quote what a user typed, without the passwords of URLs in it.
+pub fn without_passwords(text: &str) -> String {
+    let ends = |c: char| c.is_whitespace() || "'\"`<>".contains(c);
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let start = rest[..at].rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(0, |before| before + 1);
+        let end = rest[at + 3..].find(ends).map_or(rest.len(), |end| at + 3 + end);
+        let (before, url) = rest[..end].split_at(start);
+        shown.push_str(before);
+        let secret = url.contains('@') || !is_place(&url[at + 3 - start..]);
+        shown.push_str(&if secret || url.contains('?') { masked_url(url) } else { url.to_owned() });
+        rest = &rest[end..];
+    }
+    shown + rest
 }
 
 #[cfg(test)]
@@ -337,9 +372,28 @@ mod tests {
             ("host=h password='hunter2 x' user=u", "host=h password=**** user=u"),
             ("hunter2", "****"),
             ("mysql://u:hunter2@h", "****"),
+            ("postgres://u:hunter2#h/d", "postgres://****"),
+            ("postgres://u:hunter2%40h/d?x=1", "postgres://****"),
+            ("postgres://u:hunter2 h/d", "postgres://****"),
+            ("postgres://h1:5432,h2:5433/d", "postgres://h1:5432,h2:5433/d"),
+            ("postgres://[::1]:5432/d", "postgres://[::1]:5432/d"),
+            ("postgres://%2Fvar%2Frun/d", "postgres://%2Fvar%2Frun/d"),
         ];
         for (string, shown) in table {
             assert_eq!(masked_url(string), shown);
+        }
+    }
+
+    #[test]
+    fn a_quoted_url_loses_its_password_and_nothing_else_changes() {
+        for (text, shown) in [
+            ("invalid value 'postgres://u:hunter2@h/d' for", "invalid value 'postgres://u:****@h/d' for"),
+            ("'postgres://u:hunter2 h/d' and", "'postgres://**** h/d' and"),
+            ("(kafka://u:hunter2@h:1) ż", "(**** ż"),
+            ("see http://127.0.0.1:9464/metrics, ż", "see http://127.0.0.1:9464/metrics, ż"),
+            ("nothing of the kind", "nothing of the kind"),
+        ] {
+            assert_eq!(without_passwords(text), shown);
         }
     }
 }

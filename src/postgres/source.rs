@@ -50,7 +50,10 @@ pub async fn tables(client: &Client, schema: &str, table: Option<&str>) -> Resul
     let rows = client
         .query_typed(
             "SELECT c.relname::text, a.attname::text, \
-               pg_catalog.format_type(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE a.atttypid END, -1) \
+               (WITH RECURSIVE below(oid, base) AS ( \
+                  SELECT t.oid, t.typbasetype UNION ALL \
+                  SELECT b.oid, b.typbasetype FROM below JOIN pg_catalog.pg_type b ON b.oid = below.base) \
+                SELECT pg_catalog.format_type(oid, -1) FROM below WHERE base = 0) \
              FROM pg_catalog.pg_class c \
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \

@@ -468,8 +468,6 @@ impl Group {
             Some(Ok(Decoded::Ignored(_))) | None => advance.advance(position_id, start, offset, Some(Counter::Ignored)),
             Some(Err(error)) => {
                 advance.advance(position_id, start, offset, Some(Counter::Dead));
-                let topic = self.parts.topic.to_string();
-                counter!(names::DEAD_LETTERS, "topic" => topic, "reason" => error.reason.as_str()).increment(1);
                 if self.warned_reasons.insert(error.reason.as_str()) {
                     tracing::warn!(
                         topic = %self.parts.topic, partition = one.message.partition, offset,

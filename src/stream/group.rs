@@ -15,7 +15,7 @@
 //! The batch after the one in flight is built on its overlay, and is sent only once that one is *known* to be
 //! committed: pipelining depth is one.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -163,6 +163,9 @@ pub struct Group {
     pub(super) applying: Option<Applying>,
     /// Some partition with more on its way has nothing buffered.
     pub(super) waits: bool,
+    /// When lags were shown last, and of which partitions.
+    pub(super) shown: Instant,
+    pub(super) shown_partitions: BTreeSet<i32>,
     pub(super) failures: u32,
     pub(super) resting: Vec<(Instant, TopicPartition)>,
     pub(super) stopping: bool,
@@ -197,6 +200,8 @@ impl Group {
             in_flight: None,
             applying: None,
             waits: false,
+            shown: Instant::now(),
+            shown_partitions: BTreeSet::new(),
             failures: 0,
             resting: Vec::new(),
             stopping: false,
@@ -211,6 +216,10 @@ impl Group {
 
     /// Works until told to stop, or until the supervisor is gone.
     pub fn run(mut self) {
+        // What should stay at 0 is seen to be 0.
+        for name in [names::LSN_REGRESSED, names::LEFT_BEHIND, names::GAPS] {
+            counter!(name, "topic" => self.parts.topic.to_string()).increment(0);
+        }
         while !self.stopping {
             self.parts.beat.now();
             self.obey();
@@ -219,6 +228,7 @@ impl Group {
             self.read();
             self.obey();
             self.reclaim_rested();
+            self.show_lags();
             let taken = self.work();
             self.seal_if_due();
             if taken == 0 {

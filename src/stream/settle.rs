@@ -19,6 +19,8 @@ use crate::telemetry::names;
 
 /// How long a fenced partition rests before it is claimed again, if the group still says it is ours.
 const REST: Duration = Duration::from_secs(3);
+/// Positions and lags are shown this often.
+const SHOW: Duration = Duration::from_millis(500);
 
 impl Group {
     /// The outcome of a commit is known, or known to be unknown (`None`).
@@ -122,11 +124,6 @@ impl Group {
             task.next = advance.to;
             task.committed_passed = advance.passed;
             offsets.push((TopicPartition::new(Arc::clone(&self.parts.topic), task.partition), advance.to));
-            let labels = [("topic", self.parts.topic.to_string()), ("partition", task.partition.to_string())];
-            gauge!(names::POSITION, &labels).set(advance.to as f64);
-            if let Some(end) = self.parts.consumer.high_watermark(&self.parts.topic, task.partition) {
-                gauge!(names::LAG, &labels).set((end - advance.to).max(0) as f64);
-            }
             count_outcomes(&self.parts.topic, &advance.counters);
         }
         for task in self.tasks.values_mut() {
@@ -166,6 +163,31 @@ impl Group {
             histogram!(names::EVENT_TO_COMMIT).record(seconds);
         }
         self.parts.consumer.commit_offsets(&offsets);
+    }
+
+    /// Shows positions and lags: also while nothing is committed, for then they matter most. What was given up lags no
+    /// more here.
+    pub(super) fn show_lags(&mut self) {
+        if self.shown.elapsed() < SHOW {
+            return;
+        }
+        self.shown = Instant::now();
+        let topic = &self.parts.topic;
+        let labels = |partition: i32| [("topic", topic.to_string()), ("partition", partition.to_string())];
+        self.shown_partitions.retain(|partition| {
+            let ours = self.tasks.contains_key(partition);
+            if !ours {
+                gauge!(names::LAG, &labels(*partition)).set(0.0);
+            }
+            ours
+        });
+        for task in self.tasks.values() {
+            gauge!(names::POSITION, &labels(task.partition)).set(task.next as f64);
+            if let Some(end) = self.parts.consumer.high_watermark(topic, task.partition) {
+                gauge!(names::LAG, &labels(task.partition)).set((end - task.next).max(0) as f64);
+                self.shown_partitions.insert(task.partition);
+            }
+        }
     }
 
     /// A batch is in the image store, or can't be written there.

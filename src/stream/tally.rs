@@ -10,7 +10,7 @@ use crate::core::position::{Counter, Counters};
 use crate::kafka::Message;
 use crate::telemetry::names;
 
-/// Counts the versions of a committed batch by op, the records it took over, and events whose LSN fell.
+/// Counts the versions of a committed batch by op, its dead letters, the records it took over, and events whose LSN fell.
 pub(super) fn count_versions(topic: &str, batch: &SealedBatch) {
     let mut by_op: BTreeMap<&'static str, u64> = BTreeMap::new();
     let first = batch.keyframes.iter().chain(&batch.keyframes_after).filter(|row| row.kf == 0);
@@ -24,6 +24,13 @@ pub(super) fn count_versions(topic: &str, batch: &SealedBatch) {
     }
     if batch.regressed > 0 {
         counter!(names::LSN_REGRESSED, "topic" => topic.to_string()).increment(batch.regressed);
+    }
+    let mut dead: BTreeMap<&str, u64> = BTreeMap::new();
+    for letter in &batch.dead {
+        *dead.entry(&letter.reason).or_default() += 1;
+    }
+    for (reason, count) in dead {
+        counter!(names::DEAD_LETTERS, "topic" => topic.to_string(), "reason" => reason.to_string()).increment(count);
     }
     let taken = batch.registry.iter().filter(|change| change.taken_from.is_some()).count();
     if taken > 0 {
