@@ -51,9 +51,18 @@ pub(super) async fn types(args: &TypesArgs) -> Result<(), Failure> {
     })?;
     let tables = source::tables(&client, &args.schema, args.table.as_deref()).await.map_err(source_failure)?;
     let org = args.org.as_deref().unwrap_or(&args.schema);
+    let unnameable = |name: &str| name.chars().any(char::is_control);
+    for table in &tables {
+        for (column, _) in declared(table).into_iter().filter(|(column, _)| unnameable(column)) {
+            eprintln!("afterimage: {column:?} of {} is left out: its name holds a control character", table.name);
+        }
+    }
     let found: Vec<(&str, Vec<(&str, &str)>)> = tables
         .iter()
-        .map(|table| (table.name.as_str(), declared(table)))
+        .map(|table| {
+            let types = declared(table).into_iter().filter(|(column, _)| !unnameable(column));
+            (table.name.as_str(), types.collect::<Vec<_>>())
+        })
         .filter(|(_, types)| !types.is_empty())
         .collect();
     if args.json {
@@ -72,8 +81,7 @@ pub(super) async fn types(args: &TypesArgs) -> Result<(), Failure> {
     }
     let mut text = String::new();
     for (name, types) in &found {
-        // Always on one line: a key cannot be written on several.
-        let quoted = |name: &str| serde_json::Value::from(name).to_string().replace('\u{7f}', "\\u007f");
+        let quoted = |name: &str| toml::Value::from(name).to_string();
         let key = |name: &str| match name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') {
             true if !name.is_empty() => name.to_owned(),
             _ => quoted(name),
