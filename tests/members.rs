@@ -268,7 +268,7 @@ async fn a_partition_whose_broker_is_slow_is_waited_for() {
         stream.rounds(100, n * 3..n * 3 + 3);
         stream.reload();
     }
-    broker.slow_down(&stream.topic, 2, Duration::from_millis(500), deployment.group_name()).unwrap();
+    broker.slow_down(&stream.topic, 2, Duration::from_millis(300), deployment.group_name()).unwrap();
     let mut one = deployment.worker("one");
     caught_up(&sink, &stream.ends(), &mut [&mut one]).await;
     one.stop();
