@@ -51,20 +51,18 @@ pub(super) async fn types(args: &TypesArgs) -> Result<(), Failure> {
     })?;
     let tables = source::tables(&client, &args.schema, args.table.as_deref()).await.map_err(source_failure)?;
     let org = args.org.as_deref().unwrap_or(&args.schema);
-    let unnameable = |name: &str| name.chars().any(char::is_control);
-    for table in &tables {
-        for (column, _) in declared(table).into_iter().filter(|(column, _)| unnameable(column)) {
-            eprintln!("afterimage: {column:?} of {} is left out: its name holds a control character", table.name);
-        }
+    let mut found: Vec<(&str, Vec<(&str, &str)>)> =
+        tables.iter().map(|table| (table.name.as_str(), declared(table))).collect();
+    for (table, types) in &mut found {
+        types.retain(|(column, _)| {
+            let nameable = !column.chars().any(char::is_control);
+            if !nameable {
+                eprintln!("afterimage: {column:?} of {table} is left out: its name holds a control character");
+            }
+            nameable
+        });
     }
-    let found: Vec<(&str, Vec<(&str, &str)>)> = tables
-        .iter()
-        .map(|table| {
-            let types = declared(table).into_iter().filter(|(column, _)| !unnameable(column));
-            (table.name.as_str(), types.collect::<Vec<_>>())
-        })
-        .filter(|(_, types)| !types.is_empty())
-        .collect();
+    found.retain(|(_, types)| !types.is_empty());
     if args.json {
         let objects: Vec<_> = found
             .iter()
