@@ -50,6 +50,25 @@ fn an_undelete_in_salesforce_is_one() {
 }
 
 #[test]
+fn a_row_touched_in_the_millisecond_of_its_reload_was_not_undeleted() {
+    // Seen in a real stream: committed at …27.0982 with the stamp …27.099, deleted at …27.099206.
+    for (millis_after_delete, wanted) in [(0, 1), (1, 3)] {
+        let mut script = Script::new();
+        script.insert(0, 1, json!({"sfid": X, "name": "A", "systemmodstamp": script.stamp(500)}));
+        script.wait(60);
+        let committed = script.now + SECOND;
+        let touched = committed / 1_000 * 1_000 + (1 + millis_after_delete) * 1_000;
+        script.update(0, 1, json!({"sfid": X, "name": "A", "systemmodstamp": touched}));
+        script.now = committed + 1_100 - SECOND;
+        script.delete(0, 1);
+        script.insert(1, 7, json!({"sfid": X, "name": "A", "systemmodstamp": touched}));
+        script.each_way(|world, how| {
+            assert_eq!(story(world, X).len(), wanted, "{millis_after_delete} ms {how}");
+        });
+    }
+}
+
+#[test]
 fn a_record_that_comes_back_after_the_grace_was_deleted() {
     for (minutes, kept) in [(14, 1), (16, 3)] {
         let mut script = Script::new();

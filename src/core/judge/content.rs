@@ -90,9 +90,7 @@ impl Judge<'_> {
             None => true,
             Some(stamp) if stamp == record.stamp => true,
             Some(None) => false,
-            // No-ops do not move the known stamp, so a touched row comes back with a newer one; but an
-            // undelete in Salesforce raises it above the delete.
-            Some(Some(stamp)) => stamp < cut_like(deleted_at, stamp),
+            Some(Some(stamp)) => was_there_before(stamp, deleted_at),
         }
     }
 
@@ -171,14 +169,21 @@ impl Judge<'_> {
     }
 }
 
-/// `at` cut to the precision that `stamp` shows.
-fn cut_like(at: Micros, stamp: Micros) -> Micros {
-    let unit = if stamp % 1_000_000 == 0 {
-        1_000_000
-    } else if stamp % 1_000 == 0 {
-        1_000
+/// Whether a row of this stamp was there before the delete. No-ops do not move the known stamp, so a touched row comes
+/// back from a reload with a newer one; but an undelete in Salesforce raises it above the delete.
+///
+/// A stamp shows seconds or milliseconds, the delete's time microseconds. Within one second both may have happened, and
+/// it counts as an undelete. Within one millisecond nobody deletes and undeletes; but a row that was touched right
+/// before a reload can have a stamp that was rounded up, beyond its own commit and the delete's millisecond.
+fn was_there_before(stamp: Micros, deleted_at: Micros) -> bool {
+    const SECOND: Micros = 1_000_000;
+    const MILLISECOND: Micros = 1_000;
+    let cut = |unit: Micros| deleted_at.div_euclid(unit) * unit;
+    if stamp % SECOND == 0 {
+        stamp < cut(SECOND)
+    } else if stamp % MILLISECOND == 0 {
+        stamp <= cut(MILLISECOND)
     } else {
-        1
-    };
-    at.div_euclid(unit) * unit
+        stamp < deleted_at
+    }
 }
