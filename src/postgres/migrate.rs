@@ -36,6 +36,7 @@ const MIGRATIONS: &[Migration] = migrations![
     6 "0006_object_views",
     7 "0007_typed_values",
     8 "0008_lookups",
+    9 "0009_short_stamps",
 ];
 
 /// The schema version that this binary works with: the number of its last migration.

@@ -246,6 +246,63 @@ async fn sql_reads_every_header_that_rust_writes() {
     }
 }
 
+/// In two bytes, in four, and in four as it was stored before there was a short form.
+#[tokio::test]
+async fn sql_reads_every_stamp_that_rust_writes() {
+    let (_db, client) = Database::sink().await;
+    let (at, second) = (NEW_YEAR + 999_999, 1_000_000);
+    let base = NEW_YEAR;
+    for (distance, unit, short) in [
+        (None, second, true),
+        (Some(0), second, true),
+        (Some(-5), second, true),
+        (Some(32_767), second, true),
+        (Some(-32_767), second, true),
+        (Some(32_768), second, false),
+        (Some(-32_768), second, false),
+        (Some(i64::from(i32::MAX)), second, false),
+        (Some(-1), 1_000, true),
+        (Some(32_767), 1_000, true),
+        (Some(-86_400_001), 1_000, false),
+    ] {
+        let stamp = distance.map(|distance| base + distance * unit);
+        let header = Header {
+            op: VersionOp::Update,
+            n: 1,
+            local: false,
+            no_source_time: false,
+            raw_at: None,
+            stamp,
+            modified_is_stamp: true,
+            position_id: 300,
+            offset: 7,
+            lsn: 9,
+            recorded: at + 1_000,
+        };
+        let d = encode(at, &header, None, &[(1, text("x"))]);
+        assert_eq!(d[0] & 128 != 0, short, "{distance:?}");
+        let mut forms = vec![d.clone()];
+        if short {
+            let long = distance.map_or(i32::MIN, |distance| distance as i32);
+            forms.push([&[d[0] & 127, d[1], d[2] + 2][..], &long.to_be_bytes(), &d[5..]].concat());
+        }
+        for d in forms {
+            let sql = format!(
+                "select {}, h.position_id, h.\"offset\", h.lsn, h.recorded_ms, afterimage.payload($1) from afterimage.header($1) h",
+                story::micros(&format!("afterimage.stamp({}, $1)", story::moment("$2")))
+            );
+            let row = client.query_one(&sql, &[&d, &at]).await.unwrap();
+            assert_eq!(row.get::<_, Option<i64>>(0), stamp, "{distance:?} {unit}");
+            assert_eq!(
+                (row.get(1), row.get(2), row.get(3), row.get(4)),
+                (300, 7i64, 9i64, 1i64),
+                "{distance:?} {unit}"
+            );
+            assert_eq!(row.get::<_, &str>(5), "1\u{1f}x");
+        }
+    }
+}
+
 #[tokio::test]
 async fn operational_views_show_positions_and_what_became_of_every_event() {
     let (_db, client) = Database::sink().await;

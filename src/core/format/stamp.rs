@@ -1,6 +1,7 @@
-//! Salesforce's stamp: four bytes beside `at`, or text in the payload when it does not fit there.
+//! Salesforce's stamp: two or four bytes beside `at`, or text in the payload when it does not fit there.
 //! The text is PostgreSQL's for `timestamp without time zone`.
 
+use super::FormatError;
 use crate::core::event::Micros;
 
 const SECOND: i64 = 1_000_000;
@@ -17,6 +18,30 @@ pub(super) fn offset(at: Micros, stamp: Micros) -> Option<(i32, bool)> {
         return None;
     };
     i32::try_from(distance).ok().filter(|d| *d != i32::MIN).map(|d| (d, ms))
+}
+
+/// Writes a distance, or that there is none; true = in two bytes.
+pub(super) fn put(out: &mut Vec<u8>, distance: Option<i32>) -> bool {
+    let short = distance.map_or(Some(i16::MIN), |distance| i16::try_from(distance).ok().filter(|d| *d != i16::MIN));
+    match (short, distance) {
+        (Some(short), _) => out.extend_from_slice(&short.to_be_bytes()),
+        (None, long) => out.extend_from_slice(&long.unwrap_or(i32::MIN).to_be_bytes()),
+    }
+    short.is_some()
+}
+
+/// Reads what [`put`] wrote.
+pub(super) fn take(bytes: &mut &[u8], short: bool) -> Result<Option<i32>, FormatError> {
+    let distance = if short {
+        let (two, rest) = bytes.split_first_chunk().ok_or(FormatError::Short)?;
+        *bytes = rest;
+        Some(i16::from_be_bytes(*two)).filter(|d| *d != i16::MIN).map(i32::from)
+    } else {
+        let (four, rest) = bytes.split_first_chunk().ok_or(FormatError::Short)?;
+        *bytes = rest;
+        Some(i32::from_be_bytes(*four)).filter(|d| *d != i32::MIN)
+    };
+    Ok(distance)
 }
 
 pub(super) fn absolute(at: Micros, offset: i32, ms: bool) -> Option<Micros> {

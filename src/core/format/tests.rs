@@ -29,9 +29,26 @@ fn text(t: &str) -> Value {
 fn the_bytes_are_these() {
     let h = Header { stamp: Some(1_700_000_001_000_000), modified_is_stamp: true, ..header() };
     let d = encode(AT, &h, Some(STAMP), &[(1, text("a")), (12, Value::Null), (13, Value::Unknown)]);
-    let mut expected = vec![0x02, 5 | 0x40, 12, 0, 0, 0, 1, 3, 0xac, 2, 0, 0];
+    let mut expected = vec![0x82, 5 | 0x40, 10, 0, 1, 3, 0xac, 2, 0, 0];
     expected.extend_from_slice(b"1\x1fa\x1f12\x1f\x02\x1f13\x1f\x03");
     assert_eq!(d, expected);
+    // Nine hours and more.
+    let h = Header { stamp: Some(1_699_900_000_000_000), ..h };
+    let d = encode(AT, &h, Some(STAMP), &[(1, text("a"))]);
+    let mut expected = vec![0x02, 5 | 0x40, 12, 0xff, 0xfe, 0x79, 0x60, 3, 0xac, 2, 0, 0];
+    expected.extend_from_slice(b"1\x1fa");
+    assert_eq!(d, expected);
+    assert_eq!(decode(AT, &d, Some(STAMP)), Ok((h, vec![(1, text("a"))])));
+}
+
+#[test]
+fn what_was_stored_before_the_short_stamp_is_read() {
+    let h = Header { stamp: Some(1_700_000_001_000_000), modified_is_stamp: true, ..header() };
+    let mut d = vec![0x02, 5 | 0x40, 12, 0, 0, 0, 1, 3, 0xac, 2, 0, 0];
+    d.extend_from_slice(b"1\x1fa");
+    assert_eq!(decode(AT, &d, Some(STAMP)), Ok((h.clone(), vec![(1, text("a"))])));
+    d[3..7].copy_from_slice(&[0x80, 0, 0, 0]);
+    assert_eq!(decode_header(AT, &d), Ok(Header { stamp: None, ..h }));
 }
 
 #[test]
@@ -52,7 +69,7 @@ fn a_stamp_that_does_not_fit_stands_in_the_payload_in_its_place() {
         let h = Header { stamp: Some(stamp), ..header() };
         let fields = [(1, text("a")), (9, text("b"))];
         let d = encode(AT, &h, Some(STAMP), &fields);
-        assert_eq!(d[3..7], [0x80, 0, 0, 0]);
+        assert_eq!((d[0] & SHORT_STAMP, &d[3..5]), (SHORT_STAMP, &[0x80, 0][..]));
         assert_eq!(decode(AT, &d, Some(STAMP)), Ok((h.clone(), fields.to_vec())));
         let (_, raw) = decode(AT, &d, None).unwrap();
         assert_eq!(raw.iter().map(|f| f.0).collect::<Vec<_>>(), [1, STAMP, 9]);
@@ -73,17 +90,19 @@ fn additions_between_the_varints_and_the_payload_are_skipped() {
 #[test]
 fn damage_is_an_error() {
     let good = encode(AT, &header(), None, &[(1, text("a"))]);
-    assert_eq!(decode(AT, &good[..6], None), Err(FormatError::Short));
-    assert_eq!(decode(AT, &good[..9], None), Err(FormatError::Short));
+    for end in [2, 4, 7] {
+        assert_eq!(decode(AT, &good[..end], None), Err(FormatError::Short), "{end}");
+    }
     let with = |i: usize, b: u8| {
         let mut d = good.clone();
         d[i] = b;
         decode(AT, &d, None)
     };
-    assert_eq!(with(0, 0x82), Err(FormatError::Newer));
-    assert_eq!(with(0, 6), Err(FormatError::Op));
+    for op in [6, 7] {
+        assert_eq!(with(0, SHORT_STAMP | op), Err(FormatError::Newer));
+    }
     assert_eq!(with(2, 200), Err(FormatError::Short));
-    assert_eq!(with(2, 8), Err(FormatError::Short));
+    assert_eq!(with(2, 6), Err(FormatError::Short));
     assert_eq!(with(good.len() - 1, 0xff), Err(FormatError::Payload));
     for payload in ["1", "x\u{1f}a", "2\u{1f}a\u{1f}1\u{1f}b", "1\u{1f}a\u{1f}1\u{1f}b", "01\u{1f}a", "+1\u{1f}a"] {
         assert_eq!(payload::read(payload.as_bytes(), false), Err(FormatError::Payload), "{payload:?}");
@@ -131,8 +150,8 @@ fn any_fields() -> impl Strategy<Value = Vec<(FieldNo, Value)>> {
 fn any_header() -> impl Strategy<Value = Header> {
     let near = |spread: i64| (-spread..spread).prop_map(|d| AT + d);
     let stamp = prop_oneof![
-        near(10_000_000_000).prop_map(|t| t.div_euclid(1_000_000) * 1_000_000),
-        near(10_000_000_000).prop_map(|t| t.div_euclid(1000) * 1000),
+        near(100_000_000_000).prop_map(|t| t.div_euclid(1_000_000) * 1_000_000),
+        near(100_000_000).prop_map(|t| t.div_euclid(1000) * 1000),
         any::<i64>(),
         Just(i64::MAX),
         Just(i64::MIN),
