@@ -13,7 +13,6 @@ use metrics::counter;
 use tokio::sync::Notify;
 
 use super::group::{Group, InboxCell};
-use super::merge::Turn;
 use super::task::Task;
 use crate::core::align::{Other, STEP, Slowest, Stride, slowest};
 use crate::core::event::Micros;
@@ -212,7 +211,7 @@ impl Align {
         if self.stride.is_free() || !task.caught_up() {
             return true;
         }
-        let at = task.lane.turn().map_or(Micros::MIN, Turn::at);
+        let at = task.lane.turn().at();
         self.newest = self.newest.max(at);
         self.held = !self.stride.take(at);
         if self.held {

@@ -427,7 +427,7 @@ impl Group {
         self.look_at_others();
         let Group { tasks, parts, .. } = self;
         let mut tasks: Vec<&mut Task> = tasks.values_mut().collect();
-        let mut turns: Vec<Option<Turn>> = tasks.iter().map(|task| task.lane.turn()).collect();
+        let mut turns: Vec<Turn> = tasks.iter().map(|task| task.lane.turn()).collect();
         while chunk.len() < CHUNK && !wait {
             let Some(at) = next(&turns) else { break };
             if !parts.align.takes(tasks[at]) {
@@ -436,7 +436,7 @@ impl Group {
             let lane = &mut tasks[at].lane;
             chunk.extend(lane.pop());
             turns[at] = lane.turn();
-            if turns[at].is_none() {
+            if turns[at] == Turn::NEVER {
                 // More of it may be on its way: look before choosing on.
                 break;
             }

@@ -302,6 +302,7 @@ impl Decoder {
             Peek::Undecodable(error) => Err(error.clone()),
             Peek::Row(envelope) => {
                 let payload = payload.unwrap_or_default();
+                envelope::whole_text(payload)?;
                 let event = self.event(envelope, key, payload).map_err(|error| with_sfid(error, envelope, payload))?;
                 if event.identity.as_deref().is_some_and(|identity| identity.len() > MOST_KEY) {
                     return Err(DecodeError::new(Reason::BadKey, "the identity is longer than 2,000 bytes"));

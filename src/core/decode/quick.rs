@@ -15,6 +15,9 @@ use crate::core::event::{Class, Op};
 use crate::core::record::key_hash;
 
 /// What a row repeats, if it repeats something.
+///
+/// It is made of bytes that nobody has checked to be UTF-8. Whoever has a print that equals one of a decoded row has the
+/// same visible bytes, which were checked then; the others are checked before there is a print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Print {
     /// [`key_hash`] of the record, if the row names it in canonical form.
@@ -42,10 +45,51 @@ enum Part {
 #[derive(Debug, Clone)]
 struct Slot {
     /// `"name":`
-    name: Box<[u8]>,
+    name: Expected,
     part: Part,
     /// For status and system columns, see [`side_hash`].
     name_hash: u64,
+}
+
+/// Bytes that are compared with those of every row: three words at once where they are short enough, since a call of
+/// memcmp for some ten bytes costs more than comparing them.
+#[derive(Debug, Clone)]
+struct Expected {
+    bytes: Box<[u8]>,
+    words: [u64; WORDS],
+    masks: [u64; WORDS],
+}
+
+const WORDS: usize = 3;
+
+impl Expected {
+    fn new(bytes: &[u8]) -> Self {
+        let (mut words, mut masks) = ([0; WORDS], [0; WORDS]);
+        for (nth, eight) in bytes.chunks(8).take(WORDS).enumerate() {
+            let (mut word, mut mask) = ([0; 8], [0; 8]);
+            word[..eight.len()].copy_from_slice(eight);
+            mask[..eight.len()].fill(0xff);
+            (words[nth], masks[nth]) = (u64::from_le_bytes(word), u64::from_le_bytes(mask));
+        }
+        Expected { bytes: bytes.into(), words, masks }
+    }
+
+    /// The offset behind them, if they stand at `at`.
+    #[inline]
+    fn behind(&self, text: &[u8], at: usize) -> Option<usize> {
+        let end = at + self.bytes.len();
+        let here = match text.get(at..at + WORDS * 8) {
+            Some(found) if self.bytes.len() <= WORDS * 8 => {
+                let mut different = 0;
+                for ((eight, word), mask) in found.as_chunks::<8>().0.iter().zip(&self.words).zip(&self.masks) {
+                    different |= (u64::from_le_bytes(*eight) ^ word) & mask;
+                }
+                different == 0
+            }
+            _ => text.get(at..)?.starts_with(&self.bytes),
+        };
+        here.then_some(end)
+    }
 }
 
 /// What one status or system column adds to the hash of its kind. The order of columns must not matter, hence a sum.
@@ -141,6 +185,10 @@ impl Template {
 fn whole(text: &[u8], at: usize) -> Option<(usize, Option<i64>)> {
     let mut end = at;
     let mut value = 0u64;
+    while let Some(eight) = text.get(end..end + 8).and_then(|eight| eight.try_into().ok()).and_then(eight_digits) {
+        value = value.wrapping_mul(100_000_000).wrapping_add(eight);
+        end += 8;
+    }
     while let Some(digit @ b'0'..=b'9') = text.get(end) {
         value = value.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
         end += 1;
@@ -153,6 +201,20 @@ fn whole(text: &[u8], at: usize) -> Option<(usize, Option<i64>)> {
         2..=19 if !leading_zero => Some((end, Some(i64::try_from(value).ok()?))),
         _ => None,
     }
+}
+
+/// The number that eight digits are: pairs of digits, pairs of these, and pairs of these, each in one multiplication.
+fn eight_digits(bytes: [u8; 8]) -> Option<u64> {
+    let word = u64::from_le_bytes(bytes);
+    let (high, low) = (0xf0f0_f0f0_f0f0_f0f0, 0x3030_3030_3030_3030);
+    // 0x30 to 0x39 have the high half 3, and keep it when 6 is added.
+    if word & high != low || word.wrapping_add(0x0606_0606_0606_0606) & high != low {
+        return None;
+    }
+    let digits = word - low;
+    let pairs = (digits * 10 + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs * 100 + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
+    Some((fours * 10_000 + (fours >> 32)) & 0xffff_ffff)
 }
 
 impl Layout {
@@ -192,11 +254,12 @@ impl Layout {
             };
             // A name that JSON writes with escapes does not match, which only costs speed.
             let name: Box<[u8]> = format!("\"{}\":", column.name).into_bytes().into();
-            if self.fields.iter().any(|known| *known.name == *name) {
+            if self.fields.iter().any(|known| *known.name.bytes == *name) {
                 // Two columns of one name: which of them counts is for the long way to say.
                 self.fields.clear();
                 return;
             }
+            let name = Expected::new(&name);
             self.fields.push(Slot { name, part, name_hash: xxh3_64(column.name.as_bytes()) });
         }
     }
@@ -210,15 +273,14 @@ impl Layout {
         let mut identity = None;
         let last = self.fields.len().checked_sub(1)?;
         for (nth, Slot { name, part, name_hash }) in self.fields.iter().enumerate() {
-            if !text.get(at..)?.starts_with(name) {
-                return None;
-            }
-            let start = at + name.len();
+            let start = name.behind(text, at)?;
             let end = scan::value(text, start)?;
             if *part != Part::Content {
                 // What is not hashed is not known to be good from the row before: an escape may be one of those that
-                // no text can hold.
-                if memchr::memchr(b'\\', text.get(start..end)?).is_some() {
+                // no text can hold, or it is no text at all.
+                let value = text.get(start..end)?;
+                let strange = value.iter().fold(false, |strange, byte| strange | (*byte == b'\\') | !byte.is_ascii());
+                if strange && (value.contains(&b'\\') || std::str::from_utf8(value).is_err()) {
                     return None;
                 }
                 if run < at {
@@ -329,6 +391,10 @@ pub(super) fn look(
         _ => None,
     };
     let span = |(start, end)| Span::new(start, end);
+    // As in the row: what is not hashed must be known to be text.
+    let row_at = after.unwrap_or((at, at));
+    let is_text = |part: &[u8]| part.is_ascii() || std::str::from_utf8(part).is_ok();
+    let checked = is_text(text.get(at..row_at.0)?) && is_text(text.get(row_at.1..end)?);
     let (after, before) = match op {
         Op::Delete => (None, if before.is_some() { row(before)? } else { None }),
         _ => (Some(row(after)??), None),
@@ -343,7 +409,7 @@ pub(super) fn look(
         before: before.map(span).map_or(Some(None), |span| span.map(Some))?,
         source: Span::new(start, source_end)?,
         schema: None,
-        print: print.filter(|_| op != Op::Delete),
+        print: print.filter(|_| op != Op::Delete && checked),
     };
     Some((end, envelope))
 }
@@ -378,4 +444,36 @@ fn moment(text: &[u8], at: usize) -> Option<(usize, Moment)> {
     })?;
     let moment = Moment::of(us, ns, ms, lsn, tx_id)?;
     table.then_some((end, moment))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn expected_bytes_are_found_where_they_stand_and_nowhere_else() {
+        let text = br#"{"a":1,"external_id__c":"x","a_name_that_is_longer_than_three_words__c":2}"#;
+        for name in ["\"a\":", "\"external_id__c\":", "\"a_name_that_is_longer_than_three_words__c\":", "2}"] {
+            let expected = Expected::new(name.as_bytes());
+            for at in 0..=text.len() + 1 {
+                let found = text.get(at..).is_some_and(|rest| rest.starts_with(name.as_bytes()));
+                assert_eq!(expected.behind(text, at), found.then_some(at + name.len()), "{name} at {at}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whole_numbers_are_read_as_they_are(text in "[0-9]{1,22}[,}x ]?|null,?|-?[0-9a:/]{0,9}") {
+            let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+            let number = &text[..digits];
+            let wanted = match digits {
+                0 => text.starts_with("null").then_some((4, None)),
+                2.. if number.starts_with('0') => None,
+                _ => number.parse::<i64>().ok().map(|number| (digits, Some(number))),
+            };
+            prop_assert_eq!(whole(text.as_bytes(), 0), wanted);
+        }
+    }
 }

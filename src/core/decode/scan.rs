@@ -9,14 +9,16 @@ const DEEPEST: u32 = 32;
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGH: u64 = 0x8080_8080_8080_8080;
 
-/// Marks in each byte's highest bit: a quote, a backslash or a control character. The lowest mark is exact; borrows
-/// can only set wrong ones above it.
-fn marks(word: u64) -> u64 {
+/// Where among eight bytes the first quote, backslash or control character stands.
+fn mark(eight: [u8; 8]) -> Option<usize> {
+    let word = u64::from_le_bytes(eight);
+    // The lowest mark is exact; borrows can only set wrong ones above it.
     let zero = |word: u64| word.wrapping_sub(ONES) & !word;
     let quote = zero(word ^ (ONES * b'"' as u64));
     let backslash = zero(word ^ (ONES * b'\\' as u64));
     let control = word.wrapping_sub(ONES * 0x20) & !word;
-    (quote | backslash | control) & HIGH
+    let marks = (quote | backslash | control) & HIGH;
+    (marks != 0).then_some((marks.trailing_zeros() / 8) as usize)
 }
 
 /// A string that opens at `at`: the offset behind its closing quote, and whether it holds escapes.
@@ -27,13 +29,14 @@ pub(super) fn string(text: &[u8], at: usize) -> Option<(usize, bool)> {
     let mut at = at + 1;
     let mut escaped = false;
     loop {
-        while let Some(eight) = text.get(at..at + 8) {
-            let found = marks(u64::from_le_bytes(eight.try_into().ok()?));
-            if found != 0 {
-                at += (found.trailing_zeros() / 8) as usize;
-                break;
+        while let Some(eight) = text.get(at..at + 8).and_then(|eight| eight.try_into().ok()) {
+            match mark(eight) {
+                Some(found) => {
+                    at += found;
+                    break;
+                }
+                None => at += 8,
             }
-            at += 8;
         }
         match *text.get(at)? {
             b'"' => return Some((at + 1, escaped)),
@@ -232,6 +235,19 @@ mod tests {
     fn depth_is_bounded() {
         let deep = "[".repeat(100_000);
         assert_eq!(value(deep.as_bytes(), 0), None);
+    }
+
+    #[test]
+    fn eight_bytes_are_looked_through_together() {
+        for byte in 0..=u8::MAX {
+            let wanted = matches!(byte, b'"' | b'\\' | 0..0x20);
+            for at in 0..8 {
+                let mut block = [b'a'; 8];
+                block[at] = byte;
+                assert_eq!(mark(block), wanted.then_some(at), "{byte} at {at}");
+            }
+        }
+        assert_eq!(mark(*b"abc\"def\""), Some(3), "the first");
     }
 
     proptest! {

@@ -406,6 +406,43 @@ fn junk_is_told_apart() {
 }
 
 #[test]
+fn what_is_no_text_has_no_print_or_another_and_is_refused() {
+    let mut decoder = Decoder::new(TopicRules::default());
+    decoder.print_rows(1, 7);
+    let message = |name: &[u8], stamp: &[u8], db: &[u8]| {
+        let parts: [&[u8]; 7] = [
+            br#"{"op":"u","after":{"id":1,"sfid":"001f400001MDeYzAAL","name":""#,
+            name,
+            br#"","systemmodstamp":""#,
+            stamp,
+            br#""},"source":{"table":"t","lsn":9,"ts_us":5,"db":""#,
+            db,
+            br#""}}"#,
+        ];
+        parts.concat()
+    };
+    let key = Some(&br#"{"id":1}"#[..]);
+    let look = |decoder: &Decoder, value: &[u8]| decoder.peek(key, Some(value));
+    let good = message("Grün".as_bytes(), b"s", b"d");
+    decoder.decode(&look(&decoder, &good), key, Some(&good)).unwrap();
+    let known = look(&decoder, &good).may_repeat().map(|(print, _)| *print).expect("a print");
+    let foreign = message("Grün".as_bytes(), "März".as_bytes(), "größe".as_bytes());
+    let print = look(&decoder, &foreign).may_repeat().map(|(print, _)| *print).expect("text, though not ASCII");
+    assert_eq!(print.content, known.content);
+    for bad in [
+        message(b"Gr\xfcn", b"s", b"d"),
+        message("Grün".as_bytes(), b"M\xe4rz", b"d"),
+        message("Grün".as_bytes(), b"s", b"gr\xf6\xdfe"),
+    ] {
+        let look = look(&decoder, &bad);
+        let repeats = look.may_repeat().is_some_and(|(print, _)| print.content == known.content);
+        assert!(!repeats, "it must be decoded to be refused");
+        let refused = decoder.decode(&look, key, Some(&bad)).unwrap_err();
+        assert_eq!(refused.reason, Reason::NotUtf8);
+    }
+}
+
+#[test]
 fn depth_inside_a_row_is_only_text() {
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let mut decoder = Decoder::new(TopicRules::default());
