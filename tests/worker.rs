@@ -80,6 +80,45 @@ async fn what_cannot_be_decoded_is_kept_and_the_partition_moves_on() {
     assert_silent(worker.log_file());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_with_messages_of_another_database_is_halted_and_the_others_go_on() {
+    let (broker, sink, deployment) = deployment("").await;
+    let mut account = Stream::new(&broker, "calm.emea.account", 2);
+    let mut contact = Stream::new(&broker, "calm.emea.contact", 1);
+    account.rounds(8, 0..3);
+    let foreign = json!({
+        "before": null, "after": {"id": 900, "sfid": support::stream::sfid(900), "name": VALUE}, "op": "c",
+        "source": {"ts_us": 1_790_000_000_000_000_i64, "lsn": 1, "db": "other", "schema": "emea", "table": "account"},
+    });
+    let offset = account.send(0, Some(br#"{"id":900}"#), Some(foreign.to_string().as_bytes()));
+    account.rounds(8, 3..6);
+    contact.rounds(4, 0..3);
+
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    let mut ends = account.ends();
+    ends.extend(contact.ends());
+    assert!(ends.insert(("calm.emea.account".into(), 0), offset).is_some_and(|end| end > offset));
+    caught_up(&client, &ends, &mut [&mut worker]).await;
+    wait_for("the log tells of it", LONG, async || {
+        let log = fs::read_to_string(worker.log_file()).unwrap();
+        let told = log.lines().find(|line| line.contains("two databases under one org"));
+        if told.is_some_and(|line| line.contains("database=other")) { Ok(()) } else { Err(log) }
+    })
+    .await;
+    assert_conserved(&client, &ends).await;
+    assert_eq!(history(&client, "emea", "contact").await, contact.wanted());
+    let query = "SELECT count(*) FROM afterimage.records WHERE sfid = $1";
+    let kept: i64 = client.query_one(query, &[&support::stream::sfid(900)]).await.unwrap().get(0);
+    assert_eq!(kept, 0, "nothing of the other database");
+    // The others still go on.
+    contact.rounds(4, 3..5);
+    ends.extend(contact.ends());
+    caught_up(&client, &ends, &mut [&mut worker]).await;
+    worker.stop();
+    assert_silent(worker.log_file());
+}
+
 /// The sum of a metric over its labels.
 fn total(metrics: &str, name: &str) -> f64 {
     let lines = metrics.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));

@@ -4,7 +4,7 @@
 #![allow(clippy::vec_box, clippy::borrowed_box)]
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
@@ -39,14 +39,14 @@ pub struct Arrived {
 }
 
 impl Arrived {
-    fn event(&self) -> Option<&Event> {
+    pub(super) fn event(&self) -> Option<&Event> {
         match &self.meaning {
             Some(Ok(Decoded::Event(event))) => Some(event),
             _ => None,
         }
     }
 
-    fn envelope(&self) -> Option<&Envelope> {
+    pub(super) fn envelope(&self) -> Option<&Envelope> {
         if let Peek::Row(envelope) = &self.peeked { Some(envelope) } else { None }
     }
 
@@ -77,7 +77,7 @@ impl Group {
             self.parts.dictionary.take(fields);
             self.dictionary_stale = false;
         }
-        self.check_database(&arrived)?;
+        let foreign = self.set_foreign_apart(&mut arrived);
         let mut arrived = if catching_up { self.forget_passed(arrived)? } else { arrived };
         self.note_fields(&arrived, &new_columns)?;
         self.prefetch(arrived.iter().map(AsRef::as_ref))?;
@@ -87,6 +87,7 @@ impl Group {
         self.note_progress(&arrived);
         self.note_troubles()?;
         self.overlay.forget_clean();
+        self.halt(foreign);
         Ok(())
     }
 
@@ -106,32 +107,6 @@ impl Group {
             if n > 0 {
                 counter!(names::EVENTS_DECODED, "topic" => self.parts.topic.to_string(), "op" => label)
                     .increment(n as u64);
-            }
-        }
-    }
-
-    /// Looks at one event of a chunk: the database that a connector reads does not change from row to row. Known for
-    /// the life of the process only, since a database may be replaced by one of another name.
-    fn check_database(&mut self, arrived: &[Box<Arrived>]) -> Result<(), Ended> {
-        let found = arrived.iter().find_map(|one| {
-            let payload = one.message.payload()?;
-            one.envelope()?.source(payload)?.db
-        });
-        let Some(database) = found else { return Ok(()) };
-        let org = self.parts.source.org.clone();
-        let mut databases = self.parts.databases.lock().unwrap_or_else(PoisonError::into_inner);
-        match databases.get(&org) {
-            Some((known, _)) if *known == database => Ok(()),
-            Some((known, topic)) => {
-                tracing::error!(
-                    %org, topic = %self.parts.topic, %database, other_topic = %topic, other_database = %known,
-                    "two databases under one org: their records would be mixed; declare an [[org]] for each"
-                );
-                Err(Ended)
-            }
-            None => {
-                databases.insert(org, (database, Arc::clone(&self.parts.topic)));
-                Ok(())
             }
         }
     }

@@ -15,9 +15,9 @@
 //! The batch after the one in flight is built on its overlay, and is sent only once that one is *known* to be
 //! committed: pipelining depth is one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::postgres::Client;
@@ -30,10 +30,12 @@ use super::align::Align;
 use super::applying::Applying;
 use super::chunk::Arrived;
 use super::committer::{Committers, Request};
+use super::databases::{Database, Databases};
 use super::dictionary::Dictionary;
 use super::images::Images;
 use super::merge::{Turn, next};
 use super::tally::count_messages;
+use super::settle::REST;
 use super::task::Task;
 use super::views::Views;
 use crate::core::batch::{OpenBatch, SealedBatch};
@@ -93,10 +95,6 @@ pub enum Command {
     /// Commit what is in hand, then end the thread.
     Stop,
 }
-
-/// The database that feeds each org, and the topic that showed it. Two databases under one org mean that two
-/// applications' schemas of one name were declared as one org: their records would be mixed.
-pub type Databases = Arc<Mutex<HashMap<String, (String, Arc<str>)>>>;
 
 /// What a group is made of.
 pub struct Parts {
@@ -168,6 +166,7 @@ pub struct Group {
     pub(super) shown_partitions: BTreeSet<i32>,
     pub(super) failures: u32,
     pub(super) resting: Vec<(Instant, TopicPartition)>,
+    pub(super) database: Database,
     pub(super) stopping: bool,
     pub(super) views_stale: bool,
     /// Another worker may have added fields since the dictionary was read.
@@ -204,6 +203,7 @@ impl Group {
             shown_partitions: BTreeSet::new(),
             failures: 0,
             resting: Vec::new(),
+            database: Database::default(),
             stopping: false,
             views_stale: true,
             dictionary_stale: true,
@@ -316,7 +316,7 @@ impl Group {
     }
 
     /// Commits what is in hand, if that can be done in time.
-    fn finish(&mut self, deadline: Instant) {
+    pub(super) fn finish(&mut self, deadline: Instant) {
         loop {
             self.settle_in_flight();
             if self.in_flight.is_none() {
@@ -376,7 +376,7 @@ impl Group {
             );
             if fault.kind == FaultKind::OutOfRange {
                 // Claiming again looks at what the broker still has and records the gap.
-                self.close_and_rest(&[fault.partition]);
+                self.close_and_rest(&[fault.partition], REST);
             }
         }
     }

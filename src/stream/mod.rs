@@ -13,6 +13,7 @@
 //! | `chunk.rs` | a chunk of messages: decode, look up, judge |
 //! | `dictionary.rs` | columns and field numbers |
 //! | `images.rs` | records in the local store |
+//! | `databases.rs` | that one org is fed by one database |
 //! | `committer.rs` | sealed batches to Postgres |
 //! | `settle.rs` | what follows from a commit's outcome |
 //! | `tally.rs` | metrics of a batch |
@@ -31,6 +32,7 @@ mod align;
 mod applying;
 mod chunk;
 mod committer;
+mod databases;
 mod dictionary;
 mod group;
 mod images;
@@ -62,7 +64,7 @@ use crate::telemetry::Health;
 
 use align::Boards;
 use committer::Committers;
-use group::Databases;
+use databases::Databases;
 use images::Images;
 use ownership::Claims;
 use topics::Topics;

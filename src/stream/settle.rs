@@ -18,7 +18,7 @@ use crate::postgres::commit::{CommitError, Committed, Invalidated};
 use crate::telemetry::names;
 
 /// How long a fenced partition rests before it is claimed again, if the group still says it is ours.
-const REST: Duration = Duration::from_secs(3);
+pub(super) const REST: Duration = Duration::from_secs(3);
 /// Positions and lags are shown this often.
 const SHOW: Duration = Duration::from_millis(500);
 
@@ -43,7 +43,7 @@ impl Group {
                     .filter(|task| positions.is_empty() || positions.contains(&task.position_id))
                     .map(|task| task.partition)
                     .collect();
-                self.close_and_rest(&fenced);
+                self.close_and_rest(&fenced, REST);
             }
             Some(Err(CommitError::Rewind { reason, known })) => {
                 self.take_known(known);
@@ -266,8 +266,8 @@ impl Group {
         self.parts.consumer.reclaim(&partitions);
     }
 
-    /// Closes some tasks, to be claimed again later if they are still ours; the others rewind.
-    pub(super) fn close_and_rest(&mut self, partitions: &[i32]) {
+    /// Closes some tasks, to be claimed again after that long if they are still ours; the others rewind.
+    pub(super) fn close_and_rest(&mut self, partitions: &[i32], rest: Duration) {
         self.await_applying();
         let mut closed = Vec::new();
         for partition in partitions {
@@ -276,7 +276,7 @@ impl Group {
             }
         }
         self.parts.consumer.release(&closed);
-        let until = Instant::now() + REST;
+        let until = Instant::now() + rest;
         self.resting.extend(closed.into_iter().map(|partition| (until, partition)));
         if self.in_flight.is_some() {
             // Its outcome would be dropped with it: only claiming again tells where the others stand.

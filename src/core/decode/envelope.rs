@@ -113,6 +113,11 @@ pub struct Envelope {
 }
 
 impl Envelope {
+    /// `source` as it stands; `payload` must be the message that was looked at.
+    pub fn source_bytes<'p>(&self, payload: &'p [u8]) -> Option<&'p [u8]> {
+        payload.get(self.source.start as usize..self.source.end as usize)
+    }
+
     /// The names in `source`; `payload` must be the message that was looked at.
     pub fn source(&self, payload: &[u8]) -> Option<Source> {
         serde_json::from_str(self.source.text(payload)?).ok()
