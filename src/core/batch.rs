@@ -8,7 +8,8 @@ use foldhash::fast::RandomState;
 use super::event::{FieldNo, Lsn, Micros};
 use super::overlay::{OldKey, Overlay, PendingRow, Seen};
 use super::position::{Counter, Counters, Passed, PositionId};
-use super::record::{Floor, KeyHashes, Record};
+use super::record::{Floor, Record};
+use super::touched::Touched;
 
 /// Progress of one position: `[from, to)` and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,7 +194,7 @@ pub struct SealedBatch {
     /// Values of lookup fields, ascending, each once.
     pub lookups: Vec<LookupValue>,
     /// Key hashes of all records judged.
-    pub touched: KeyHashes,
+    pub touched: Touched,
     /// Events with a lower LSN and a later time than their record's last: the source database was replaced.
     pub regressed: u64,
     /// For the image store after COMMIT.
@@ -235,7 +236,7 @@ pub struct OpenBatch {
     lookups: Vec<LookupValue>,
     overlong: BTreeSet<FieldNo>,
     misfits: BTreeMap<FieldNo, (PositionId, i64)>,
-    touched: KeyHashes,
+    touched: Touched,
     regressed: u64,
     bytes: usize,
     events: usize,
@@ -364,14 +365,14 @@ impl OpenBatch {
         }
     }
 
-    /// Whether a record of this hash was judged in this batch.
-    pub fn touched(&self, key_hash: i64) -> bool {
-        self.touched.contains(&key_hash)
+    /// Which records were judged in this batch.
+    pub fn touched(&self) -> &Touched {
+        &self.touched
     }
 
     /// Notes a record as judged, changed or not.
     pub fn touch(&mut self, key_hash: i64) {
-        self.touched.insert(key_hash);
+        self.touched.add(key_hash);
     }
 
     /// Notes an event whose LSN fell although its time rose.

@@ -19,4 +19,5 @@ pub mod overlay;
 pub mod position;
 pub mod record;
 pub mod recovery;
+pub mod touched;
 pub mod value;

@@ -300,9 +300,8 @@ async fn lock(
     }
     if !behind.is_empty() {
         known.invalidated = invalidated_since(transaction, &behind).await?;
-        let touched = |hash| batches.iter().any(|batch| batch.touched.contains(&hash));
-        let hit = known.invalidated.iter().find(|gone| touched(key_hash(gone.object_id, &gone.identity)));
-        if hit.is_some() {
+        let gone = || known.invalidated.iter().map(|gone| key_hash(gone.object_id, &gone.identity));
+        if batches.iter().any(|batch| batch.touched.any_of(gone())) {
             known
                 .inval_seq
                 .extend(expected.iter().filter(|(id, _)| held.contains_key(id)).map(|(id, seq)| (*id, *seq)));

@@ -14,7 +14,7 @@ use crate::core::batch::{OpenBatch, SealedBatch};
 use crate::core::position::PositionId;
 use crate::core::record::key_hash;
 use crate::kafka::TopicPartition;
-use crate::postgres::commit::{CommitError, Committed, Invalidated};
+use crate::postgres::commit::{CommitError, Committed};
 use crate::telemetry::names;
 
 /// How long a fenced partition rests before it is claimed again, if the group still says it is ours.
@@ -153,8 +153,8 @@ impl Group {
         }
         // The next batch was begun before this was known: what it judged by records taken away meanwhile is void,
         // and its own commit would not see it, since from here on these invalidations count as known.
-        let taken = |gone: &Invalidated| self.open.touched(key_hash(gone.object_id, &gone.identity));
-        if committed.invalidated.iter().any(taken) {
+        let gone = committed.invalidated.iter().map(|gone| key_hash(gone.object_id, &gone.identity));
+        if self.open.touched().any_of(gone) {
             self.rewind("records of the open batch were taken over by another position");
         }
         count_versions(&self.parts.topic, &batch);

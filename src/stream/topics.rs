@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use super::align::{Align, Board, Boards};
 use super::committer::Committers;
-use super::dictionary::Dictionary;
 use super::databases::Databases;
+use super::dictionary::Dictionary;
 use super::group::{BatchLimits, Command, Group, InboxCell, Parts};
 use super::images::Images;
 use super::ownership::{Claims, TopicSide};
