@@ -50,6 +50,7 @@ impl Front {
     }
 
     /// Whether the event repeats the last judged one. Says nothing of events that come later.
+    #[inline]
     pub fn would_repeat(&self, position_id: PositionId, print: &Print, lsn: Lsn) -> bool {
         self.repeated(position_id, print, lsn).is_some()
     }

@@ -10,6 +10,7 @@ const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGH: u64 = 0x8080_8080_8080_8080;
 
 /// Where among eight bytes the first quote, backslash or control character stands.
+#[inline]
 fn mark(eight: [u8; 8]) -> Option<usize> {
     let word = u64::from_le_bytes(eight);
     // The lowest mark is exact; borrows can only set wrong ones above it.
@@ -22,6 +23,7 @@ fn mark(eight: [u8; 8]) -> Option<usize> {
 }
 
 /// A string that opens at `at`: the offset behind its closing quote, and whether it holds escapes.
+#[inline]
 pub(super) fn string(text: &[u8], at: usize) -> Option<(usize, bool)> {
     if *text.get(at)? != b'"' {
         return None;
@@ -63,8 +65,13 @@ fn escape(text: &[u8], at: usize) -> Option<usize> {
 }
 
 /// A value that starts at `at`: the offset behind it.
+#[inline]
 pub(super) fn value(text: &[u8], at: usize) -> Option<usize> {
-    nested(text, at, DEEPEST)
+    match text.get(at) {
+        // Most of them.
+        Some(b'"') => string(text, at).map(|(end, _)| end),
+        _ => nested(text, at, DEEPEST),
+    }
 }
 
 fn nested(text: &[u8], at: usize, deeper: u32) -> Option<usize> {
@@ -109,6 +116,7 @@ fn word(text: &[u8], at: usize, word: &[u8]) -> Option<usize> {
 }
 
 /// The offset behind one expected byte.
+#[inline]
 pub(super) fn byte(text: &[u8], at: usize, expected: u8) -> Option<usize> {
     (*text.get(at)? == expected).then_some(at + 1)
 }

@@ -93,7 +93,10 @@ impl<'a> Fields<'a> {
     pub fn read(text: &'a str) -> Option<Self> {
         let mut fields = Vec::with_capacity(32);
         let end = scan::fields(text.as_bytes(), 0, |name, start, end| {
-            fields.push((Cow::Borrowed(std::str::from_utf8(name).ok()?), text.get(start..end)?));
+            // Its quote and a colon stand between them.
+            let behind = start.checked_sub(2)?;
+            let name = text.get(behind.checked_sub(name.len())?..behind)?;
+            fields.push((Cow::Borrowed(name), text.get(start..end)?));
             Some(())
         });
         if end == Some(text.len()) { Some(Self(fields)) } else { serde_json::from_str(text).ok() }
