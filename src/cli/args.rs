@@ -21,6 +21,17 @@ Exit codes:
 Configuration: flag > AFTERIMAGE_* variable > Heroku's variables > file > default.
 `afterimage config show` prints every key with its value and where it came from.";
 
+const COMPLETIONS: &str = "\
+Where each shell looks for it (make the directory if it is not there; a new shell then has it):
+  bash        afterimage completions bash > ~/.local/share/bash-completion/completions/afterimage
+              needs the package bash-completion
+  zsh         afterimage completions zsh > ~/.zfunc/_afterimage
+              with `fpath=(~/.zfunc $fpath); autoload -U compinit; compinit` in ~/.zshrc
+  fish        afterimage completions fish > ~/.config/fish/completions/afterimage.fish
+  elvish      afterimage completions elvish > ~/.config/elvish/lib/afterimage.elv
+              with `use afterimage` in ~/.config/elvish/rc.elv
+  powershell  afterimage completions powershell >> $PROFILE";
+
 /// Field-level history of every record behind Heroku Connect, exactly once, in Postgres.
 #[derive(Debug, Parser)]
 #[command(name = "afterimage", version, about, after_help = EXIT_CODES, propagate_version = true, max_term_width = 100)]
@@ -173,10 +184,7 @@ It makes its own configuration: of the flags above, only --log-format and --log-
         command: ConfigCommand,
     },
     /// Print a completion script for a shell.
-    #[command(after_help = "\
-Examples:
-  afterimage completions bash > ~/.local/share/bash-completion/completions/afterimage
-  afterimage completions zsh > \"${fpath[1]}/_afterimage\"")]
+    #[command(after_help = COMPLETIONS)]
     Completions {
         /// The shell.
         shell: Shell,

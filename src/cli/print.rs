@@ -20,7 +20,10 @@ pub(super) fn to_reader(text: &str) -> Result<bool, Failure> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::new(Exit::Failed, "stdout", error)),
+        Err(error) => {
+            Err(Failure::new(Exit::Failed, "stdout", error)
+                .next("make room where the output goes, or send it elsewhere"))
+        }
     }
 }
 
