@@ -282,6 +282,14 @@ fn completions_are_good_scripts_for_their_shells() {
             Ok(output) => assert!(output.status.success(), "{shell}: {}", text(&output.stderr)),
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{shell}: {error}"),
         }
+        if shell == "fish" {
+            // What it offers, by fish itself.
+            let ask =
+                "source $argv[1]; complete -C 'afterimage completions z'; complete -C 'afterimage --log-format j'";
+            if let Ok(output) = Command::new("fish").args(["--no-config", "-c", ask]).arg(&path).output() {
+                assert_eq!(text(&output.stdout).split_whitespace().collect::<Vec<_>>(), ["zsh", "json"]);
+            }
+        }
         let (_, help, _) = seen(&house.run(&["completions", "--help"], &[]));
         assert!(help.contains(&format!("afterimage completions {shell} >")), "{shell}: {help}");
     }
