@@ -285,7 +285,7 @@ fn completions_are_good_scripts_for_their_shells() {
         if shell == "fish" {
             // What it offers, by fish itself.
             let ask =
-                "source $argv[1]; complete -C 'afterimage completions z'; complete -C 'afterimage --log-format j'";
+                "source $argv[1]; complete -C 'afterimage completions z'; complete -C 'afterimage run --log-format j'";
             if let Ok(output) = Command::new("fish").args(["--no-config", "-c", ask]).arg(&path).output() {
                 assert_eq!(text(&output.stdout).split_whitespace().collect::<Vec<_>>(), ["zsh", "json"]);
             }

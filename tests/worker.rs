@@ -559,7 +559,8 @@ async fn a_migration_says_whom_it_waits_for_and_gives_a_silent_server_up() {
         "SET application_name = 'somebody else'; BEGIN; SELECT pg_advisory_xact_lock(x'61667465726d6967'::bigint)";
     client.batch_execute(lock).await.unwrap();
     let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
-    let mut waiting = Deployment::new(&broker.servers(), &sink, "").start("migrate", &[], Stdio::null());
+    let deployment = Deployment::new(&broker.servers(), &sink, "");
+    let mut waiting = deployment.start("migrate", &[], Stdio::null());
     waiting.wait_for_log("waiting for another migration of this database").await;
     let log = waiting.log();
     assert!(log.contains(&format!("server process {pid} of role ")) && log.contains("(somebody else), for "), "{log}");
@@ -574,7 +575,7 @@ async fn a_migration_says_whom_it_waits_for_and_gives_a_silent_server_up() {
         "{log}"
     );
     drop(frozen);
-    Deployment::new(&broker.servers(), &sink, "").migrate();
+    deployment.migrate();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -409,12 +409,12 @@ mod tests {
             "postgres://u:hun@ter2@h/d",
             "postgres://u:hun/ter2@h/d",
             "a='hunter2",
-            "postgres://u:h@un?ter&hunter2@h/d",
+            "postgres://u:h@un?hunted&hunter2@h/d",
             "host=h hunter2=x",
             "postgres://u:hunter2@h:hunter2/d",
         ] {
             let Fault { reason, next } = Dsn::parse(string).expect_err(string);
-            assert!(!reason.contains("hunter2") && !reason.contains("ter") && !next.contains("hunter2"), "{reason}");
+            assert!(!reason.contains("hunt") && !reason.contains("ter2") && !next.contains("hunt"), "{reason}");
         }
     }
 
