@@ -27,14 +27,14 @@ impl House {
 
     /// Runs the binary in an empty directory with no environment but the given one.
     fn run(&self, args: &[&str], env: &[(&str, &str)]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_afterimage"))
-            .args(args)
-            .env_clear()
-            .env("HOME", self.dir.path())
-            .envs(env.iter().copied())
-            .current_dir(self.dir.path())
-            .output()
-            .expect("runs")
+        self.command(args, env).output().expect("runs")
+    }
+
+    fn command(&self, args: &[&str], env: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+        command.args(args).env_clear().env("HOME", self.dir.path()).envs(env.iter().copied());
+        command.current_dir(self.dir.path());
+        command
     }
 }
 
@@ -170,6 +170,129 @@ fn bad_usage_exits_with_2_and_help_with_0() {
     }
     let (_, out, _) = seen(&house.run(&["--help"], &[]));
     assert!(out.contains("Exit codes:") && out.contains("halted on purpose"), "{out}");
+}
+
+/// A full disk behind `>`: whoever reads the exit code must not take the file for whole.
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let house = House::new();
+    for args in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["--version"],
+        &["completions", "zsh"],
+        &["config", "show"],
+        &["config", "init", "--output", "-"],
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+        let mut command = house.command(args, &[]);
+        let output = command.stdout(full).stderr(std::process::Stdio::piped()).output().expect("runs");
+        let (code, _, err) = seen(&output);
+        assert_eq!(code, Some(1), "{args:?}: {err}");
+        assert!(err.starts_with("afterimage: stdout: No space left") && err.contains("  next: "), "{args:?}: {err}");
+    }
+}
+
+/// Frozen servers take connections, and say nothing.
+#[test]
+fn a_database_that_says_nothing_is_given_up() {
+    let house = House::new();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let url = format!("postgres://u:{PASSWORD}@{}/d", silent.local_addr().expect("bound"));
+    let url = url.as_str();
+    let runs = [&["migrate", "--url", url][..], &["config", "types", "--from", url], &["status", "--url", url]];
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = runs.into_iter().map(|args| scope.spawn(|| seen(&house.run(args, &[])))).collect();
+        for run in runs {
+            let (code, out, err) = run.join().expect("runs");
+            assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
+            assert!(
+                err.contains("cannot connect to Postgres at 127.0.0.1:") && err.contains("/d: no answer within 10 s"),
+                "{err}"
+            );
+            assert!(err.contains("  next: ") && !err.contains(PASSWORD), "{err}");
+        }
+    });
+}
+
+#[test]
+fn what_would_fail_later_is_refused_with_the_file() {
+    let house = House::new();
+    for (file, said) in [
+        (
+            "[postgres]\nurl = 'postgres://u:hunter2@h/d?connect_timeout=hunter2'",
+            "the value of connect_timeout can't be used",
+        ),
+        ("[postgres]\nurl = 'host=h port=99999 password=hunter2'", "its port is not one from 1 to 65535"),
+        ("[postgres]\nurl = 'postgres://u:hunter2@h/d?sslmod=disable'", "\n  next: did you mean sslmode?"),
+        ("[postgres]\npool_mode = 'transaction'", "\n  next: point the sink's URL at the server itself"),
+        ("[log]\nformat = 'jsn'", "\n  next: did you mean json?"),
+    ] {
+        let path = house.file(file);
+        for verb in [&["config", "show"][..], &["migrate"], &["run"]] {
+            let mut args = verb.to_vec();
+            args.extend(["--config", &path]);
+            let (code, out, err) = seen(&house.run(&args, &[]));
+            assert_eq!((code, out.as_str()), (Some(2), ""), "{file}\n{err}");
+            assert!(
+                err.starts_with(&format!("afterimage: {path}: ")) && err.contains(said),
+                "{said}\nis not in\n{err}"
+            );
+            assert!(!err.contains(PASSWORD), "{err}");
+        }
+    }
+    let types = |more: &[&str]| {
+        let mut args = vec!["config", "types", "--from", "postgres://u@127.0.0.1:1/d"];
+        args.extend(more);
+        seen(&house.run(&args, &[]))
+    };
+    for (more, place) in [(&["--org", "x y"][..], "--org"), (&["--schema", "x y"], "--schema")] {
+        let (code, _, err) = types(more);
+        assert!(code == Some(2) && err.starts_with(&format!("afterimage: {place}: org name `x y` holds ' '")), "{err}");
+    }
+    let (code, _, err) = types(&["--schema", "x y", "--org", "x"]);
+    assert!(code == Some(1) && err.contains("cannot connect to Postgres") && !err.contains("sink"), "{err}");
+    let (code, _, err) = seen(&house.run(&["run", "--ulr=postgres://u:hunter2@h/d"], &[]));
+    assert!(code == Some(2) && err.contains("a similar argument exists: '--url'") && !err.contains(PASSWORD), "{err}");
+    let (_, _, err) = seen(&house.run(&["demo", "--log-format", "jsn"], &[]));
+    assert!(err.contains("did you mean json?"), "{err}");
+}
+
+/// Each script by its shell, where that is installed, and by its text.
+#[test]
+fn completions_are_good_scripts_for_their_shells() {
+    let house = House::new();
+    for (shell, check, holds) in [
+        ("bash", &["bash", "-n"][..], "complete -F _afterimage"),
+        ("zsh", &["zsh", "-n"], "#compdef afterimage"),
+        ("fish", &["fish", "-n"], "complete -c afterimage"),
+        ("elvish", &[], "edit:completion:arg-completer[afterimage]"),
+        ("powershell", &[], "Register-ArgumentCompleter"),
+    ] {
+        let (code, script, err) = seen(&house.run(&["completions", shell], &[]));
+        assert_eq!((code, err.as_str()), (Some(0), ""), "{shell}");
+        assert!(
+            script.contains(holds) && script.contains("metrics-listen") && script.contains("completions"),
+            "{shell}"
+        );
+        let path = house.dir.path().join(format!("script.{shell}"));
+        std::fs::write(&path, script).expect("writes");
+        let Some((program, args)) = check.split_first() else { continue };
+        match Command::new(program).args(args).arg(&path).output() {
+            Ok(output) => assert!(output.status.success(), "{shell}: {}", text(&output.stderr)),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{shell}: {error}"),
+        }
+        if shell == "fish" {
+            // What it offers, by fish itself.
+            let ask =
+                "source $argv[1]; complete -C 'afterimage completions z'; complete -C 'afterimage run --log-format j'";
+            if let Ok(output) = Command::new("fish").args(["--no-config", "-c", ask]).arg(&path).output() {
+                assert_eq!(text(&output.stdout).split_whitespace().collect::<Vec<_>>(), ["zsh", "json"]);
+            }
+        }
+        let (_, help, _) = seen(&house.run(&["completions", "--help"], &[]));
+        assert!(help.contains(&format!("afterimage completions {shell} >")), "{shell}: {help}");
+    }
 }
 
 #[test]

@@ -114,7 +114,7 @@ async fn a_view_held_open_holds_up_no_writer() {
         // Committed to the end, round after round, while the view is held open.
         caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
     }
-    worker.wait_for_log("a typed view waits for a session that has it open").await;
+    worker.wait_for_log("typed view emea_history.account waits for a session that has it open").await;
     worker.assert_running();
     assert_eq!(strings(&client, COLUMNS).await, ["due__c numeric", "name text"]);
     let read = client.query_one("select count(*) from emea_history.account", &[]).await.unwrap().get::<_, i64>(0);

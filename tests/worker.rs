@@ -11,6 +11,7 @@ use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use afterimage::kafka::EmbeddedBroker;
+use afterimage::telemetry::names;
 use serde_json::{Value, json};
 use support::app::{App, Deployment};
 use support::audit::{self, Ends, assert_conserved, assert_same, caught_up, held_up, history};
@@ -164,6 +165,25 @@ async fn every_stage_counts_on_metrics_and_no_log_holds_a_value() {
         assert!(value(stage) > 0.0, "{stage} counts nothing:\n{metrics}");
     }
     assert!(!metrics.contains(VALUE));
+    // What should not happen, or seldom, stands at zero from the start, under every label it can have.
+    let at_zero = |series: &str| metrics.lines().any(|line| line == format!("{series} 0"));
+    for series in [
+        "afterimage_gaps_total{topic=\"calm.emea.account\"}",
+        "afterimage_dead_letters_total{topic=\"calm.emea.account\",reason=\"not json\"}",
+        "afterimage_take_overs_total{topic=\"calm.emea.account\"}",
+        "afterimage_stale_events_total{topic=\"calm.emea.account\"}",
+        "afterimage_state_cleared_total{reason=\"unknown_claim\"}",
+        "afterimage_state_invalidated_records_total{reason=\"catch_up\"}",
+        "afterimage_fenced_commits_total",
+    ] {
+        assert!(at_zero(series), "{series} is not there from the start:\n{metrics}");
+    }
+    for (name, label, values) in names::CLOSED {
+        for line in metrics.lines().filter(|line| line.starts_with(&format!("{name}{{"))) {
+            let value = line.split('"').nth(1).unwrap();
+            assert!(line.contains(&format!("{{{label}=")) && values.contains(&value), "{line} is not declared");
+        }
+    }
     worker.stop();
     assert_silent(worker.log_file());
 }
@@ -485,7 +505,100 @@ async fn health_and_readiness_tell_a_worker_that_works_from_one_whose_sink_is_of
     .await;
     assert!(worker.get("/healthz").await.starts_with("HTTP/1.1 200"), "no reason to restart it");
     client.batch_execute("DELETE FROM afterimage.migration WHERE number = 999").await.unwrap();
+    let ready = async |worker: &mut App| {
+        wait_for("readiness", LONG, async || {
+            let answer = worker.get("/readyz").await;
+            if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+        })
+        .await;
+    };
+    ready(&mut worker).await;
+    // A sink that falls silent is told of within 5 seconds; the rest is for a slow machine.
+    let frozen = Frozen::sessions(&client, "afterimage/one").await;
+    wait_for("the silence to be told of", Duration::from_secs(8), async || {
+        let answer = worker.get("/readyz").await;
+        if answer.starts_with("HTTP/1.1 503") && answer.contains("does not answer") { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    drop(frozen);
+    ready(&mut worker).await;
     worker.stop();
+}
+
+/// Server processes that are stopped, as by a machine that hangs; they go on when this is dropped.
+struct Frozen(Vec<i32>);
+
+impl Frozen {
+    async fn sessions(client: &Client, application: &str) -> Frozen {
+        let query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1";
+        let rows = client.query(query, &[&application]).await.unwrap();
+        let frozen = Frozen(rows.iter().map(|row| row.get(0)).collect());
+        assert!(!frozen.0.is_empty(), "no session of {application}");
+        frozen.signal("-STOP");
+        frozen
+    }
+
+    fn signal(&self, signal: &str) {
+        let pids = self.0.iter().map(ToString::to_string);
+        assert!(std::process::Command::new("kill").arg(signal).args(pids).status().unwrap().success());
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.signal("-CONT");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_says_whom_it_waits_for_and_gives_a_silent_server_up() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let sink = fresh_database().await;
+    let client = sink.connect().await;
+    let lock =
+        "SET application_name = 'somebody else'; BEGIN; SELECT pg_advisory_xact_lock(x'61667465726d6967'::bigint)";
+    client.batch_execute(lock).await.unwrap();
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let deployment = Deployment::new(&broker.servers(), &sink, "");
+    let mut waiting = deployment.start("migrate", &[], Stdio::null());
+    waiting.wait_for_log("waiting for another migration of this database").await;
+    let log = waiting.log();
+    assert!(log.contains(&format!("server process {pid} of role ")) && log.contains("(somebody else), for "), "{log}");
+    let watcher = sink.connect().await;
+    let frozen = Frozen::sessions(&watcher, "afterimage/migrate").await;
+    client.batch_execute("COMMIT").await.unwrap();
+    let status = waiting.ended();
+    let log = waiting.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(
+        log.contains("the server has not answered within ") && log.contains("\n  next: check the address"),
+        "{log}"
+    );
+    drop(frozen);
+    deployment.migrate();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_worker_of_one_name_is_warned_of() {
+    let (broker, sink, deployment) = deployment("").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 2);
+    stream.rounds(3, 0..2);
+    let mut first = deployment.worker("one");
+    caught_up(&sink.connect().await, &stream.ends(), &mut [&mut first]).await;
+    // On another machine, as it were: with a state directory of its own.
+    let elsewhere = Deployment::new(&broker.servers(), &sink, "[[org]]\nname = \"emea\"\ntopics = [\"calm.emea.*\"]\n");
+    let mut second = elsewhere.worker("one");
+    second.wait_for_log("another worker of this name has sessions in the sink").await;
+    assert!(second.log().contains("one.toml: worker.name"), "{}", second.log());
+    second.wait_for_log("reading").await;
+    let mut other = elsewhere.worker("two");
+    other.wait_for_log("reading").await;
+    for quiet in [&first, &other] {
+        assert!(!quiet.log().contains("another worker of this name"), "{}", quiet.log());
+    }
+    for worker in [&mut first, &mut second, &mut other] {
+        worker.stop();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

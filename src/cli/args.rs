@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueHint};
 
 use crate::demo::DemoOptions;
 use clap_complete::Shell;
@@ -20,6 +20,17 @@ Exit codes:
 
 Configuration: flag > AFTERIMAGE_* variable > Heroku's variables > file > default.
 `afterimage config show` prints every key with its value and where it came from.";
+
+const COMPLETIONS: &str = "\
+Where each shell looks for it (make the directory if it is not there; a new shell then has it):
+  bash        afterimage completions bash > ~/.local/share/bash-completion/completions/afterimage
+              needs the package bash-completion
+  zsh         afterimage completions zsh > ~/.zfunc/_afterimage
+              with `fpath=(~/.zfunc $fpath); autoload -U compinit; compinit` in ~/.zshrc
+  fish        afterimage completions fish > ~/.config/fish/completions/afterimage.fish
+  elvish      afterimage completions elvish > ~/.config/elvish/lib/afterimage.elv
+              with `use afterimage` in ~/.config/elvish/rc.elv
+  powershell  afterimage completions powershell >> $PROFILE";
 
 /// Field-level history of every record behind Heroku Connect, exactly once, in Postgres.
 #[derive(Debug, Parser)]
@@ -40,31 +51,31 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "FILE", help_heading = "Configuration")]
     pub config: Option<PathBuf>,
     /// Sink database: postgres://… (a password typed here shows in `ps`; better DATABASE_URL or the file)
-    #[arg(long, global = true, value_name = "URL", help_heading = "Configuration")]
+    #[arg(long, global = true, value_name = "URL", help_heading = "Configuration", value_hint = ValueHint::Other)]
     pub url: Option<String>,
     /// Kafka brokers: host:port,… or kafka+ssl://…
-    #[arg(long, global = true, value_name = "LIST", help_heading = "Configuration")]
+    #[arg(long, global = true, value_name = "LIST", help_heading = "Configuration", value_hint = ValueHint::Other)]
     pub brokers: Option<String>,
     /// Consumer group
-    #[arg(long, global = true, value_name = "NAME", help_heading = "Configuration")]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Configuration", value_hint = ValueHint::Other)]
     pub group: Option<String>,
     /// Directory of the image store
-    #[arg(long, global = true, value_name = "DIR", help_heading = "Configuration")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Configuration", value_hint = ValueHint::DirPath)]
     pub state_dir: Option<String>,
     /// Where to serve /metrics: address:port, port 0 for a free one, or off
-    #[arg(long, global = true, value_name = "ADDR", help_heading = "Configuration")]
+    #[arg(long, global = true, value_name = "ADDR", help_heading = "Configuration", value_hint = ValueHint::Other)]
     pub metrics_listen: Option<String>,
     /// This process's name in claims and logs
-    #[arg(long, global = true, value_name = "NAME", help_heading = "Configuration")]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Configuration", value_hint = ValueHint::Other)]
     pub worker: Option<String>,
     /// text or json
-    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Configuration")]
+    #[arg(long, global = true, value_name = "FORMAT", help_heading = "Configuration", value_hint = ValueHint::Other)]
     pub log_format: Option<String>,
     /// error, warn, info, debug, trace, or target=level pairs
-    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Configuration")]
+    #[arg(long, global = true, value_name = "LEVEL", help_heading = "Configuration", value_hint = ValueHint::Other)]
     pub log_level: Option<String>,
     /// Any other key, for example --set commit.linger=50ms
-    #[arg(long, global = true, value_name = "KEY=VALUE", help_heading = "Configuration")]
+    #[arg(long, global = true, value_name = "KEY=VALUE", help_heading = "Configuration", value_hint = ValueHint::Other)]
     pub set: Vec<String>,
 }
 
@@ -173,10 +184,7 @@ It makes its own configuration: of the flags above, only --log-format and --log-
         command: ConfigCommand,
     },
     /// Print a completion script for a shell.
-    #[command(after_help = "\
-Examples:
-  afterimage completions bash > ~/.local/share/bash-completion/completions/afterimage
-  afterimage completions zsh > \"${fpath[1]}/_afterimage\"")]
+    #[command(after_help = COMPLETIONS)]
     Completions {
         /// The shell.
         shell: Shell,

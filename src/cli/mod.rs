@@ -5,6 +5,7 @@
 
 mod args;
 mod failure;
+mod hint;
 mod print;
 mod seam;
 mod settings;
@@ -15,7 +16,7 @@ mod verbs;
 pub use args::{Cli, Command, ConfigCommand, GlobalArgs, MigrateArgs, RunArgs, StatusArgs, TypesArgs};
 pub use failure::{Exit, Failure};
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,13 +30,23 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
             // It quotes what was typed, in colours if somebody sees them.
-            let text = error.render();
+            let text = hint::with_nearest(error).render();
             let text = if std::io::stderr().is_terminal() { text.ansi().to_string() } else { text.to_string() };
-            eprint!("{}", without_passwords(&text));
+            complain(&text);
             return Exit::Usage.into();
         }
-        // Help and the version: clap prints them, and exits with 0.
-        Err(error) => error.exit(),
+        // Help and the version.
+        Err(error) => {
+            let text = error.render();
+            let text = if std::io::stdout().is_terminal() { text.ansi().to_string() } else { text.to_string() };
+            return match print::stdout(&text) {
+                Ok(()) => Exit::Ok.into(),
+                Err(failure) => {
+                    complain(&failure.to_string());
+                    failure.exit.into()
+                }
+            };
+        }
     };
     // Before the configuration is read, only these can tell that logs are to be JSON.
     let variable = std::env::var("AFTERIMAGE_LOG__FORMAT").ok();
@@ -43,14 +54,15 @@ pub fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
-            if json || telemetry::is_json() {
-                eprint!("{}", without_passwords(&failure.json()))
-            } else {
-                eprint!("{}", without_passwords(&failure.to_string()))
-            }
+            complain(&if json || telemetry::is_json() { failure.json() } else { failure.to_string() });
             failure.exit.into()
         }
     }
+}
+
+/// To stderr, whatever has been typed. Where that is full as well, the exit code has to do.
+fn complain(text: &str) {
+    let _ = std::io::stderr().lock().write_all(without_passwords(text).as_bytes());
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
@@ -87,6 +99,7 @@ fn load(global: &GlobalArgs) -> Result<Config, Failure> {
     let mut sources = Sources::from_process();
     global.apply(&mut sources)?;
     let config = Config::load(&sources)?;
+    seam::check_url(&config)?;
     seam::check_properties(&config)?;
     Ok(config)
 }

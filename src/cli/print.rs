@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
-use clap::CommandFactory;
+use clap::{CommandFactory, ValueEnum};
 use clap_complete::Shell;
 
 use super::args::Cli;
 use super::failure::{Exit, Failure};
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 
 /// Writes to stdout. A reader that has seen enough (`| head`) is not a failure.
 pub(super) fn stdout(text: &str) -> Result<(), Failure> {
@@ -20,7 +20,10 @@ pub(super) fn to_reader(text: &str) -> Result<bool, Failure> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::new(Exit::Failed, "stdout", error)),
+        Err(error) => {
+            Err(Failure::new(Exit::Failed, "stdout", error)
+                .next("make room where the output goes, or send it elsewhere"))
+        }
     }
 }
 
@@ -35,6 +38,17 @@ pub(super) fn config(config: &Config, json: bool) -> Result<(), Failure> {
 /// `completions`.
 pub(super) fn completions(shell: Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "afterimage", &mut script);
-    stdout(&String::from_utf8_lossy(&script))
+    // Only here: what is typed is judged with the configuration, wherever it stands.
+    let mut command = Cli::command()
+        .mut_arg("log_format", |flag| flag.value_parser(LogFormat::CHOICES.map(|(name, _)| name)))
+        .mut_arg("log_level", |flag| flag.value_parser(["error", "warn", "info", "debug", "trace", "off"]));
+    clap_complete::generate(shell, &mut command, "afterimage", &mut script);
+    let mut script = String::from_utf8_lossy(&script).into_owned();
+    if shell == Shell::Fish {
+        // The generator has no values of arguments without a flag for it.
+        let shells: Vec<String> = Shell::value_variants().iter().map(ToString::to_string).collect();
+        let verb = "__fish_afterimage_using_subcommand completions";
+        script.push_str(&format!("complete -c afterimage -n \"{verb}\" -f -a \"{}\"\n", shells.join(" ")));
+    }
+    stdout(&script)
 }

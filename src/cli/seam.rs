@@ -9,16 +9,16 @@ use afterimage_state::StateError;
 
 use super::args::MigrateArgs;
 use super::failure::{Exit, Failure};
-use crate::config::{
-    Config, EXTRA, Identity, KafkaSettings, PoolMode, PostgresSettings, SslMode, TopicMap, map_topics, nearest,
-};
+use super::print;
+use crate::config::{Config, EXTRA, Identity, KafkaSettings, PostgresSettings, SslMode, TopicMap, map_topics, nearest};
 use crate::core::decode::{IdentityRule, TopicRules};
 use crate::core::event::Micros;
 use crate::demo::{self, DemoOptions, WorkerCommand};
 use crate::kafka;
-use crate::postgres::client::{SinkSettings, Tls, describe};
+use crate::postgres::client::{ANSWER_TIME, SinkSettings, Tls, describe, unreadable};
 use crate::postgres::migrate::{self, MigrateError};
 use crate::postgres::registry::Declared;
+use crate::postgres::status;
 use crate::stream::{self, BatchLimits, RunError, RunSettings, TopicMapping, TopicPlan};
 use crate::telemetry::Health;
 
@@ -33,8 +33,9 @@ const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `after
 /// Runs a worker until SIGTERM or SIGINT.
 pub(super) async fn run(config: Config, health: Health) -> Result<(), Failure> {
     let kafka = kafka_settings(config.kafka()?, &config);
-    let sink = sink_settings(config.postgres()?, &config)?;
+    let sink = sink_settings(config.postgres()?, &config);
     let topics = topics(&config, &kafka).await?;
+    warn_of_namesakes(&sink, &config).await?;
     let settings = RunSettings {
         kafka,
         sink,
@@ -58,6 +59,24 @@ pub(super) async fn run(config: Config, health: Health) -> Result<(), Failure> {
         let _ = stop.send(());
     });
     stream::run(settings, stopped).await.map_err(run_failure)
+}
+
+/// Two workers of one name can't be told apart in claims, logs and `afterimage status`.
+async fn warn_of_namesakes(sink: &SinkSettings, config: &Config) -> Result<(), Failure> {
+    let client = sink.connect().await.map_err(|error| run_failure(error.into()))?;
+    let seen = tokio::time::timeout(ANSWER_TIME, status::namesakes(&client, &sink.worker)).await;
+    // What is wrong with the sink is told where it is needed.
+    if let Ok(Ok(sessions)) = seen
+        && sessions > 0
+    {
+        tracing::warn!(
+            worker = %sink.worker, sessions,
+            "another worker of this name has sessions in the sink (or one that was killed still has them): give each worker \
+             a worker.name of its own, here set by {}",
+            config.shown().place("worker.name")
+        );
+    }
+    Ok(())
 }
 
 fn run_failure(error: RunError) -> Failure {
@@ -95,6 +114,7 @@ pub(super) fn schema_failure(error: &MigrateError, rights: &str) -> Failure {
             let failure = Failure::new(Exit::Failed, what, format!("{error}: {}", describe(source)));
             if is_denied(source) { failure.next(rights) } else { failure }
         }
+        MigrateError::Silent(_) => Failure::new(Exit::Failed, what, error).next(SINK_HINT),
         MigrateError::Foreign { .. } => Failure::new(Exit::Schema, what, error).next(
             "point the sink's URL at another database, or rename that schema: `alter schema afterimage rename to …`",
         ),
@@ -118,25 +138,19 @@ pub(super) fn signals() -> Result<impl Future<Output = ()>, Failure> {
 
 /// Brings the sink's schema up.
 pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> {
-    let sink = sink_settings(config.postgres()?, &config)?;
+    let sink = sink_settings(config.postgres()?, &config);
     let mut client =
         sink.connect().await.map_err(|error| Failure::new(Exit::Failed, "migrate", error).next(SINK_HINT))?;
     let report = migrate::migrate(&mut client).await.map_err(|error| schema_failure(&error, OWNER_HINT))?;
     if args.json {
         let applied: Vec<_> =
             report.applied.iter().map(|(number, name)| serde_json::json!({ "number": number, "name": name })).collect();
-        println!("{}", serde_json::json!({ "version": report.version, "applied": applied }));
-        return Ok(());
+        return print::stdout(&format!("{}\n", serde_json::json!({ "version": report.version, "applied": applied })));
     }
-    for (_, name) in &report.applied {
-        println!("applied {name}");
-    }
-    if report.applied.is_empty() {
-        println!("schema version {}: nothing to do", report.version);
-    } else {
-        println!("schema version {}", report.version);
-    }
-    Ok(())
+    let mut text: String = report.applied.iter().map(|(_, name)| format!("applied {name}\n")).collect();
+    let rest = if report.applied.is_empty() { ": nothing to do" } else { "" };
+    text.push_str(&format!("schema version {}{rest}\n", report.version));
+    print::stdout(&text)
 }
 
 /// Everything on one machine.
@@ -159,16 +173,8 @@ fn micros(duration: Duration) -> Micros {
     Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)
 }
 
-pub(super) fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Result<SinkSettings, Failure> {
-    if postgres.pool_mode == PoolMode::Transaction {
-        return Err(Failure::new(
-            Exit::Usage,
-            "postgres.pool_mode",
-            "a pooler in transaction mode is not supported by this version",
-        )
-        .next("point the sink's URL at the server itself, or at a pooler in session mode"));
-    }
-    Ok(SinkSettings {
+pub(super) fn sink_settings(postgres: &PostgresSettings, config: &Config) -> SinkSettings {
+    SinkSettings {
         url: postgres.url.expose().clone(),
         tls: match postgres.sslmode {
             SslMode::Disable => Tls::Disable,
@@ -178,7 +184,16 @@ pub(super) fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Res
         },
         ca: postgres.ca.clone(),
         worker: config.worker.name.clone(),
-    })
+    }
+}
+
+/// Asks the driver whether it can read the connection string.
+pub(super) fn check_url(config: &Config) -> Result<(), Failure> {
+    let Ok(settings) = config.postgres() else { return Ok(()) };
+    let Some(reason) = unreadable(settings.url.expose()) else { return Ok(()) };
+    let place = config.shown().place("postgres.url");
+    Err(Failure::new(Exit::Usage, place, format!("the connection string can't be used: {reason}"))
+        .next("correct it: postgres://user:password@host:5432/database?connect_timeout=10"))
 }
 
 pub(super) fn kafka_settings(kafka: &KafkaSettings, config: &Config) -> kafka::KafkaSettings {

@@ -9,9 +9,10 @@ use serde_json::json;
 use super::args::TypesArgs;
 use super::failure::{Exit, Failure};
 use super::{print, seam};
-use crate::config::{Config, Sources, commented_file, nearest};
+use crate::config::{Config, Sources, check_org_name, commented_file, nearest};
 use crate::core::decode::TIMESTAMPS;
 use crate::core::value::Kind;
+use crate::postgres::client::ANSWER_TIME;
 use crate::postgres::source::{self, SourceError, SourceTable};
 
 /// `config init`.
@@ -44,13 +45,25 @@ pub(super) async fn types(args: &TypesArgs) -> Result<(), Failure> {
     let mut sources = Sources { host: "config".to_owned(), ..Sources::default() };
     sources.flag("--from", "postgres.url", args.from.as_str());
     let config = Config::load(&sources)?;
-    let settings = seam::sink_settings(config.postgres()?, &config)?;
+    seam::check_url(&config)?;
+    let org = args.org.as_deref().unwrap_or(&args.schema);
+    check_org_name(org).map_err(|reason| {
+        let place = if args.org.is_some() { "--org" } else { "--schema" };
+        Failure::new(Exit::Usage, place, reason).next("name the org, as [[org]] has it, with --org")
+    })?;
+    let settings = seam::sink_settings(config.postgres()?, &config);
     let client = settings.connect().await.map_err(|error| {
         Failure::new(Exit::Failed, "config types", error)
             .next("check the address, the role, and that the server is up; without a CA at hand add ?sslmode=require")
     })?;
-    let tables = source::tables(&client, &args.schema, args.table.as_deref()).await.map_err(source_failure)?;
-    let org = args.org.as_deref().unwrap_or(&args.schema);
+    let asked = tokio::time::timeout(ANSWER_TIME, source::tables(&client, &args.schema, args.table.as_deref())).await;
+    let tables = asked
+        .map_err(|_| {
+            let reason =
+                format!("no answer from the database at {} within {} s", settings.place(), ANSWER_TIME.as_secs());
+            Failure::new(Exit::Failed, "config types", reason).next("check that the server is up and not overloaded")
+        })?
+        .map_err(source_failure)?;
     let mut found: Vec<(&str, Vec<(&str, &str)>)> =
         tables.iter().map(|table| (table.name.as_str(), declared(table))).collect();
     for (table, types) in &mut found {

@@ -18,14 +18,12 @@ use crate::core::value::calendar::timestamp_text;
 use crate::demo::report::{folded, thousands};
 use crate::kafka::{KafkaError, KafkaSettings, Metadata, TopicPartition};
 use crate::postgres::Client;
-use crate::postgres::client::{SinkSettings, describe};
+use crate::postgres::client::{ANSWER_TIME, SinkSettings, describe};
 use crate::postgres::migrate;
 use crate::postgres::status::{OUTCOMES, PartitionStatus, partitions};
 
 /// Broker questions, all together.
 const BROKER_TIME: Duration = Duration::from_secs(5);
-/// The sink's answer. One that is alive needs a fraction of a second.
-const SINK_TIME: Duration = Duration::from_secs(20);
 /// Longest name of an owner that is shown whole.
 const OWNER: usize = 24;
 
@@ -58,7 +56,7 @@ impl Row {
 
 /// Runs the verb.
 pub(super) async fn run(config: Config, args: StatusArgs) -> Result<(), Failure> {
-    let sink = sink_settings(config.postgres()?, &config)?;
+    let sink = sink_settings(config.postgres()?, &config);
     let kafka = match config.kafka() {
         _ if args.no_broker => Err("--no-broker".to_owned()),
         Ok(kafka) => Ok(kafka_settings(kafka, &config)),
@@ -132,8 +130,8 @@ struct Asker {
 
 impl Asker {
     async fn look(&mut self, args: &StatusArgs) -> Result<Look, Failure> {
-        let found = tokio::time::timeout(SINK_TIME, self.partitions(args)).await.unwrap_or_else(|_| {
-            let reason = format!("no answer from the sink at {} within {} s", self.sink.place(), SINK_TIME.as_secs());
+        let found = tokio::time::timeout(ANSWER_TIME, self.partitions(args)).await.unwrap_or_else(|_| {
+            let reason = format!("no answer from the sink at {} within {} s", self.sink.place(), ANSWER_TIME.as_secs());
             Err(Failure::new(Exit::Failed, "status", reason).next(SINK_HINT))
         });
         if found.is_err() {

@@ -3,7 +3,7 @@
 use super::args::{GlobalArgs, MigrateArgs, RunArgs, StatusArgs, TypesArgs};
 use super::failure::{Exit, Failure};
 use super::{seam, settings, status};
-use crate::config::{Config, LogFormat, LogSettings};
+use crate::config::{Config, LogFormat, LogSettings, nearest};
 use crate::demo::DemoOptions;
 use crate::telemetry;
 
@@ -58,9 +58,15 @@ pub(super) fn demo(global: &GlobalArgs, args: DemoOptions) -> Result<(), Failure
         return Err(Failure::new(Exit::Usage, flag, reason).next("afterimage demo --help lists what it can be told"));
     }
     let format = match global.log_format.as_deref() {
-        Some("json") => LogFormat::Json,
-        Some("text") | None => LogFormat::Text,
-        Some(_) => return Err(Failure::new(Exit::Usage, "--log-format", "it is neither text nor json")),
+        None => LogFormat::Text,
+        Some(typed) => {
+            let known = LogFormat::CHOICES.into_iter().find(|(name, _)| *name == typed).map(|(_, format)| format);
+            known.ok_or_else(|| {
+                let near = nearest(typed, LogFormat::CHOICES.map(|(name, _)| name));
+                let next = near.map_or_else(|| "write text or json".to_owned(), |near| format!("did you mean {near}?"));
+                Failure::new(Exit::Usage, "--log-format", format!("`{typed}` is neither text nor json")).next(next)
+            })?
+        }
     };
     install_logs(&LogSettings { format, level: global.log_level.clone().unwrap_or_else(|| "warn".to_owned()) })?;
     runtime()?.block_on(seam::demo(args))

@@ -75,7 +75,7 @@ pub const KEYS: &[Key] = &[
     key(
         "postgres.pool_mode",
         Some("session"),
-        "session | transaction (behind PgBouncer in transaction mode: unnamed statements)",
+        "session: the server itself, or a pooler in session mode; transaction is refused in this version",
     ),
     key(
         "state.dir",

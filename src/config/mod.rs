@@ -32,15 +32,17 @@ pub use kafka::{KafkaSettings, Tls};
 pub use keys::{ENV_FILE, ENV_PREFIX, EXTRA, KEYS, Key, nearest};
 pub use layers::{Origin, Sources};
 pub use level::{VALUE_PRINTING, check_level};
-pub use orgs::{DEFAULT_GRACE, GRACE_MAX, IDENTIFIER_MAX, Identity, ORG_MAX, ObjectConfig, OrgConfig, TopicPattern};
-pub use postgres::{PoolMode, PostgresSettings, SslMode, masked_url, without_passwords};
+pub use orgs::{
+    DEFAULT_GRACE, GRACE_MAX, IDENTIFIER_MAX, Identity, ORG_MAX, ObjectConfig, OrgConfig, TopicPattern, check_org_name,
+};
+pub use postgres::{PARAMETERS as POSTGRES_PARAMETERS, PostgresSettings, SslMode, masked_url, without_passwords};
 pub use secret::{MASK, Secret};
 pub use show::Shown;
 pub use topics::{SilentPattern, TopicError, TopicMap, TopicPlan, is_side_topic, map_topics};
 
 use kafka::Brokers;
 use layers::Layers;
-use postgres::Dsn;
+use postgres::{Dsn, Fault};
 use read::Reader;
 
 /// `[state]`: the image store on disk.
@@ -93,6 +95,11 @@ pub enum LogFormat {
     Text,
     /// One JSON object per entry.
     Json,
+}
+
+impl LogFormat {
+    /// Both by their spelling.
+    pub const CHOICES: [(&'static str, Self); 2] = [("text", Self::Text), ("json", Self::Json)];
 }
 
 /// `[log]`.
@@ -159,7 +166,7 @@ impl Config {
         let sink = postgres.as_ref().map_or(NO_SINK, |postgres| postgres.name.as_str());
         let topic_prefix = read.text("kafka.prefix").unwrap_or_default();
         let kafka = read_kafka(&mut read, &topic_prefix, sink, &mut shown, &mut warnings);
-        let orgs = read.orgs();
+        let orgs = read.orgs(&topic_prefix, &mut warnings);
         let objects = read.objects(&orgs);
         let state = read_state(&mut read, sources, &mut shown);
         // Every key below has a default: nothing is read from it only if it is refused, and then the
@@ -178,8 +185,8 @@ impl Config {
         let debezium = DebeziumSettings { placeholder: read.text("debezium.placeholder").unwrap_or_default() };
         let metrics = MetricsSettings { listen: read.parsed("metrics.listen", parse_listen).flatten() };
         let log = LogSettings {
-            format: read.parsed("log.format", parse_format).unwrap_or(LogFormat::Text),
-            level: read.parsed("log.level", |text| check_level(text).map(|()| text.to_owned())).unwrap_or_default(),
+            format: read.chosen("log.format", &LogFormat::CHOICES).unwrap_or(LogFormat::Text),
+            level: read.log_level().unwrap_or_default(),
         };
         let name = read.parsed("worker.name", check_worker_name).unwrap_or_else(|| default_worker_name(sources));
         shown.set("worker.name", name.as_str());
@@ -282,18 +289,20 @@ fn read_postgres(
     warnings: &mut Vec<String>,
 ) -> Option<PostgresSettings> {
     let name = read.text("postgres.name");
-    let mut sslmode = read.parsed("postgres.sslmode", SslMode::parse);
+    let mut sslmode = read.chosen("postgres.sslmode", &SslMode::CHOICES);
     let mut ca = read.text("postgres.ca").map(PathBuf::from);
-    let pool_mode = read.parsed("postgres.pool_mode", PoolMode::parse);
+    if read.chosen("postgres.pool_mode", &[("session", true), ("transaction", false)]) == Some(false) {
+        read.problem(
+            "postgres.pool_mode",
+            "a pooler in transaction mode is not supported by this version",
+            "point the sink's URL at the server itself, or at a pooler in session mode",
+        );
+    }
     let url = read.text("postgres.url")?;
     let dsn = match Dsn::parse(&url) {
         Ok(dsn) => dsn,
-        Err(reason) => {
-            read.problem(
-                "postgres.url",
-                format!("the connection string can't be used: {reason}"),
-                "write postgres://user:password@host:5432/database",
-            );
+        Err(Fault { reason, next }) => {
+            read.problem("postgres.url", format!("the connection string can't be used: {reason}"), next);
             return None;
         }
     };
@@ -305,9 +314,12 @@ fn read_postgres(
     if let Some(text) = &dsn.sslmode
         && (sslmode.is_none() || weaker("postgres.sslmode"))
     {
-        match SslMode::parse(text) {
+        match read::choose(text, &SslMode::CHOICES) {
             Ok(mode) => (sslmode, sslmode_from) = (Some(mode), origin.clone()),
-            Err(reason) => read.problem("postgres.url", format!("sslmode: {reason}"), "correct sslmode in the URL"),
+            Err((reason, near)) => {
+                let next = near.map_or_else(|| "correct sslmode in the URL".to_owned(), read::did_you_mean);
+                read.problem("postgres.url", format!("sslmode: {reason}"), next);
+            }
         }
     }
     if let Some(file) = &dsn.ca
@@ -343,14 +355,7 @@ fn read_postgres(
     if let Some(ca) = &ca {
         shown.set_from("postgres.ca", ca.display().to_string(), &ca_from);
     }
-    Some(PostgresSettings {
-        shown: masked_url(&dsn.text),
-        url: Secret::new(dsn.text),
-        name,
-        sslmode,
-        ca,
-        pool_mode: pool_mode.unwrap_or(PoolMode::Session),
-    })
+    Some(PostgresSettings { shown: masked_url(&dsn.text), url: Secret::new(dsn.text), name, sslmode, ca })
 }
 
 fn read_kafka(
@@ -475,15 +480,13 @@ fn parse_listen(text: &str) -> Result<Option<SocketAddr>, String> {
     if text == "off" {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_| format!("`{text}` is neither an address like 127.0.0.1:9464 nor \"off\""))
-}
-
-fn parse_format(text: &str) -> Result<LogFormat, String> {
-    match text {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        _ => Err(format!("`{text}` is neither text nor json")),
-    }
+    let digits = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+    text.parse().map(Some).map_err(|_| match text.rsplit_once(':') {
+        Some((_, port)) if digits(port) && port.parse::<u16>().is_err() => {
+            format!("`{text}`: there is no port {port}, 65535 is the last")
+        }
+        _ => format!("`{text}` is neither an address like 127.0.0.1:9464 nor \"off\""),
+    })
 }
 
 fn check_worker_name(text: &str) -> Result<String, String> {

@@ -47,6 +47,14 @@ impl TopicPattern {
         &self.text
     }
 
+    /// Whether there can be a topic that fits both, with a prefix before all topics' names that either may hold, too.
+    pub(super) fn meets(&self, other: &Self, prefix: &str) -> bool {
+        meet(&self.text, &other.text)
+            || (!prefix.is_empty()
+                && (meet(&format!("{prefix}{}", self.text), &other.text)
+                    || meet(&self.text, &format!("{prefix}{}", other.text))))
+    }
+
     /// Whether a topic name fits, segment by segment.
     pub fn fits(&self, topic: &str) -> bool {
         let mut patterns = self.text.split('.');
@@ -55,15 +63,7 @@ impl TopicPattern {
             match (patterns.next(), segments.next()) {
                 (None, None) => return true,
                 (Some(pattern), Some(segment)) => {
-                    let fits = match pattern.split_once('*') {
-                        None => pattern == segment,
-                        Some((head, tail)) => {
-                            segment.len() > head.len() + tail.len()
-                                && segment.starts_with(head)
-                                && segment.ends_with(tail)
-                        }
-                    };
-                    if !fits {
+                    if !segment_fits(pattern, segment) {
                         return false;
                     }
                 }
@@ -71,6 +71,29 @@ impl TopicPattern {
             }
         }
     }
+}
+
+fn segment_fits(pattern: &str, segment: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == segment,
+        Some((head, tail)) => {
+            segment.len() > head.len() + tail.len() && segment.starts_with(head) && segment.ends_with(tail)
+        }
+    }
+}
+
+/// Whether a name can fit two patterns.
+fn meet(one: &str, other: &str) -> bool {
+    let (one, other): (Vec<&str>, Vec<&str>) = (one.split('.').collect(), other.split('.').collect());
+    one.len() == other.len()
+        && one.iter().zip(other).all(|(one, other)| match (one.split_once('*'), other.split_once('*')) {
+            (_, None) => segment_fits(one, other),
+            (None, _) => segment_fits(other, one),
+            // What begins with the longer head and ends with the longer tail fits both, with anything in between.
+            (Some((head, tail)), Some((head2, tail2))) => {
+                (head.starts_with(head2) || head2.starts_with(head)) && (tail.ends_with(tail2) || tail2.ends_with(tail))
+            }
+        })
 }
 
 /// An `[[org]]`.
@@ -142,7 +165,10 @@ impl ObjectConfig {
 }
 
 /// Why a name can't be an org's.
-pub(super) fn check_org_name(name: &str) -> Result<(), String> {
+///
+/// # Errors
+/// The reason, quoting the name.
+pub fn check_org_name(name: &str) -> Result<(), String> {
     let first = name.chars().next().ok_or("an org needs a name")?;
     if !(first.is_ascii_alphabetic() || first == '_') {
         return Err(format!("org name `{name}` must start with a letter"));
@@ -193,6 +219,30 @@ mod tests {
         for (pattern, topic, fits) in table {
             assert_eq!(TopicPattern::parse(pattern).expect(pattern).fits(topic), fits, "{pattern} on {topic}");
         }
+    }
+
+    #[test]
+    fn patterns_meet_where_one_topic_can_fit_both() {
+        let table = [
+            ("c.s.account", "c.s.account", true),
+            ("c.s.account", "c.s.contact", false),
+            ("c.s.*", "c.s.account", true),
+            ("c.s.a*", "c.s.account", true),
+            ("c.s.account*", "c.s.account", false),
+            ("c.*.account", "c.s.*", true),
+            ("c.s.a*", "c.s.b*", false),
+            ("c.s.ab*", "c.s.a*", true),
+            ("c.s.*x", "c.s.*yx", true),
+            ("c.s.*x", "c.s.*y", false),
+            ("c.s.a*b", "c.s.*", true),
+            ("c.*", "c.s.*", false),
+        ];
+        for (one, other, wanted) in table {
+            let [a, b] = [one, other].map(|text| TopicPattern::parse(text).expect(text));
+            assert_eq!((a.meets(&b, ""), b.meets(&a, "")), (wanted, wanted), "{one} and {other}");
+        }
+        let [a, b] = ["foo.c.s.*", "c.s.account"].map(|text| TopicPattern::parse(text).expect(text));
+        assert!(a.meets(&b, "foo.") && b.meets(&a, "foo.") && !a.meets(&b, ""));
     }
 
     #[test]

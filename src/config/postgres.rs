@@ -9,7 +9,33 @@
 
 use std::path::PathBuf;
 
+use super::keys::nearest;
 use super::secret::{MASK, Secret};
+
+/// What a connection string may say besides user, password, hosts and database: the driver's own parameters, and the two
+/// that are read here.
+pub const PARAMETERS: &[&str] = &[
+    "user",
+    "password",
+    "dbname",
+    "options",
+    "application_name",
+    "sslmode",
+    "sslrootcert",
+    "sslnegotiation",
+    "host",
+    "hostaddr",
+    "port",
+    "connect_timeout",
+    "tcp_user_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_retries",
+    "target_session_attrs",
+    "channel_binding",
+    "load_balance_hosts",
+];
 
 /// How the connection to Postgres is encrypted and whether the server is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,38 +61,13 @@ impl SslMode {
         }
     }
 
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        [Self::Disable, Self::Prefer, Self::Require, Self::VerifyFull]
-            .into_iter()
-            .find(|mode| mode.as_str() == text)
-            .ok_or_else(|| format!("`{text}` is not one of disable, prefer, require, verify-full"))
-    }
-}
-
-/// Whether a connection keeps its server session between transactions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PoolMode {
-    /// A direct connection, or a pooler in session mode: prepared statements may be named.
-    Session,
-    /// PgBouncer in transaction mode: unnamed statements only.
-    Transaction,
-}
-
-impl PoolMode {
-    /// The spelling in configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Session => "session",
-            Self::Transaction => "transaction",
-        }
-    }
-
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        [Self::Session, Self::Transaction]
-            .into_iter()
-            .find(|mode| mode.as_str() == text)
-            .ok_or_else(|| format!("`{text}` is not one of session, transaction"))
-    }
+    /// All of them by their spelling.
+    pub(super) const CHOICES: [(&'static str, Self); 4] = [
+        ("disable", Self::Disable),
+        ("prefer", Self::Prefer),
+        ("require", Self::Require),
+        ("verify-full", Self::VerifyFull),
+    ];
 }
 
 /// How to reach the sink.
@@ -83,8 +84,19 @@ pub struct PostgresSettings {
     pub sslmode: SslMode,
     /// CA file for [`SslMode::VerifyFull`]; `None` = the system's CAs.
     pub ca: Option<PathBuf>,
-    /// Named or unnamed statements.
-    pub pool_mode: PoolMode,
+}
+
+/// Why a connection string can't be used; holds no value of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub reason: String,
+    pub next: String,
+}
+
+impl From<&str> for Fault {
+    fn from(reason: &str) -> Self {
+        Self { reason: reason.to_owned(), next: "write postgres://user:password@host:5432/database".to_owned() }
+    }
 }
 
 /// What a connection string says, taken apart without a driver.
@@ -100,41 +112,44 @@ pub(super) struct Dsn {
 }
 
 impl Dsn {
-    /// Takes a connection string apart. The reason never holds a part of it.
-    pub fn parse(text: &str) -> Result<Self, &'static str> {
+    /// Takes a connection string apart. The reason never holds a part of it, but for the name of a parameter.
+    pub fn parse(text: &str) -> Result<Self, Fault> {
         let text = text.trim();
         match text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://")) {
             Some(rest) => Self::url(&text[..text.len() - rest.len()], rest),
-            None if text.contains("://") => Err("its scheme is not postgres:// or postgresql://"),
+            None if text.contains("://") => Err("its scheme is not postgres:// or postgresql://".into()),
             None => Self::pairs(text),
         }
     }
 
-    fn url(scheme: &str, rest: &str) -> Result<Self, &'static str> {
+    fn url(scheme: &str, rest: &str) -> Result<Self, Fault> {
         let (address, query) = rest.split_once('?').map_or((rest, None), |(a, q)| (a, Some(q)));
         // A raw `@`, `/` or `?` in a password moves everything behind it into the host; drivers then
         // print it as one.
         let (userinfo, place) = address.split_once('@').map_or((None, address), |(u, p)| (Some(u), p));
         if place.contains('@') || query.is_some_and(|query| userinfo.is_none() && query.contains('@')) {
-            return Err("it holds more than one `@`: percent-encode those in the user name and password");
+            return Err("it holds more than one `@`: percent-encode those in the user name and password".into());
         }
         let (hosts, database) = place.split_once('/').map_or((place, ""), |(h, d)| (h, d));
         if userinfo.is_some_and(|user| user.contains('/')) || database.contains('/') {
-            return Err("it holds a stray `/`: percent-encode those in the user name and password");
+            return Err("it holds a stray `/`: percent-encode those in the user name and password".into());
         }
         let mut dsn = Self { database: Some(percent_decode(database)).filter(|d| !d.is_empty()), ..Self::default() };
         let mut local = Vec::new();
         for host in hosts.split(',').filter(|host| !host.is_empty()) {
-            let name = match host.strip_prefix('[') {
-                Some(v6) => v6.split(']').next().unwrap_or_default(),
-                None => host.split(':').next().unwrap_or_default(),
+            let (name, port) = match host.strip_prefix('[').and_then(|v6| v6.split_once(']')) {
+                Some((name, rest)) => (name, rest.strip_prefix(':')),
+                None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
             };
+            check_port(port.unwrap_or_default())?;
             local.push(is_local(&percent_decode(name)));
         }
         let mut kept = Vec::new();
         for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            if dsn.take(name, &percent_decode(value), &mut local) {
+            // Behind an `@` there may stand the end of a password.
+            let quotable = query.is_some_and(|query| !query.contains('@'));
+            if dsn.take(&percent_decode(name), &percent_decode(value), &mut local, quotable)? {
                 kept.push(pair);
             }
         }
@@ -147,11 +162,11 @@ impl Dsn {
         Ok(dsn)
     }
 
-    fn pairs(text: &str) -> Result<Self, &'static str> {
+    fn pairs(text: &str) -> Result<Self, Fault> {
         let mut dsn = Self::default();
         let mut local = Vec::new();
         for (name, value) in split_pairs(text).ok_or("it is neither a postgres:// URL nor key=value pairs")? {
-            if dsn.take(&name, &value, &mut local) {
+            if dsn.take(&name, &value, &mut local, false)? {
                 let quoted = value.replace('\\', "\\\\").replace('\'', "\\'");
                 dsn.text.push_str(&format!("{}{name}='{quoted}'", if dsn.text.is_empty() { "" } else { " " }));
             }
@@ -161,15 +176,43 @@ impl Dsn {
     }
 
     /// Takes note of a parameter; false = it is not for the driver.
-    fn take(&mut self, name: &str, value: &str, local: &mut Vec<bool>) -> bool {
+    fn take(&mut self, name: &str, value: &str, local: &mut Vec<bool>, quotable: bool) -> Result<bool, Fault> {
         match name {
+            _ if !PARAMETERS.contains(&name) => return Err(unknown(name, quotable)),
+            "port" => value.split(',').try_for_each(check_port)?,
             "sslmode" => self.sslmode = Some(value.to_owned()),
             "sslrootcert" => self.ca = Some(value.to_owned()),
             "host" | "hostaddr" => local.extend(value.split(',').map(is_local)),
             "dbname" => self.database = Some(value.to_owned()),
             _ => {}
         }
-        !matches!(name, "sslmode" | "sslrootcert")
+        Ok(!matches!(name, "sslmode" | "sslrootcert"))
+    }
+}
+
+fn unknown(name: &str, quotable: bool) -> Fault {
+    let plain = |c: char| c.is_ascii_alphabetic() || c == '_';
+    let near = nearest(name, PARAMETERS.iter().copied());
+    let quoted = match name {
+        // Near to a known one it is none of a password.
+        name if (quotable || near.is_some()) && name.len() <= 40 && name.chars().all(plain) => format!(" `{name}`"),
+        _ => String::new(),
+    };
+    Fault {
+        reason: format!("it has a parameter{quoted} that is not known"),
+        next: match near {
+            Some(near) => format!("did you mean {near}?"),
+            None => format!("remove it; known are {}", PARAMETERS.join(", ")),
+        },
+    }
+}
+
+/// Empty = the default one.
+fn check_port(port: &str) -> Result<(), Fault> {
+    match port.parse::<u16>() {
+        Ok(1..) => Ok(()),
+        _ if port.is_empty() => Ok(()),
+        _ => Err("its port is not one from 1 to 65535".into()),
     }
 }
 
@@ -290,7 +333,8 @@ fn is_place(address: &str) -> bool {
             Some((name, port)) => (name.trim_start_matches('['), port.strip_prefix(':')),
             None => host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port))),
         };
-        let named = |c: char| c.is_ascii_alphanumeric() || ".-_:".contains(c);
+        // An ellipsis stands in our own hints: `host:9096,…`.
+        let named = |c: char| c.is_ascii_alphanumeric() || ".-_:…".contains(c);
         (name.chars().all(named) || name.to_ascii_lowercase().starts_with("%2f"))
             && port.is_none_or(|port| port.chars().all(|c| c.is_ascii_digit()))
     })
@@ -340,6 +384,12 @@ mod tests {
                 "host='/tmp' user='u' dbname='my db'",
             ),
             ("host = db.example.com password='it''s'", None, false, ""),
+            ("postgres://u@h:0/d", None, false, ""),
+            ("postgres://u@h:65536/d", None, false, ""),
+            ("postgres://u@[::1]:70000/d", None, false, ""),
+            ("postgres://u@h/d?port=0", None, false, ""),
+            ("host=h port=5432,99999", None, false, ""),
+            ("postgres://u@h1:,h2:1/d", Some("d"), false, "postgres://u@h1:,h2:1/d"),
         ];
         for (string, database, local, text) in table {
             if text.is_empty() {
@@ -353,11 +403,43 @@ mod tests {
 
     #[test]
     fn an_unreadable_connection_string_is_refused_without_being_quoted() {
-        for string in
-            ["mysql://u:hunter2@h/d", "hunter2", "postgres://u:hun@ter2@h/d", "postgres://u:hun/ter2@h/d", "a='hunter2"]
-        {
-            let reason = Dsn::parse(string).expect_err(string);
-            assert!(!reason.contains("hunter2") && !reason.contains("ter2"), "{reason}");
+        for string in [
+            "mysql://u:hunter2@h/d",
+            "hunter2",
+            "postgres://u:hun@ter2@h/d",
+            "postgres://u:hun/ter2@h/d",
+            "a='hunter2",
+            "postgres://u:h@un?hunted&hunter2@h/d",
+            "host=h hunter2=x",
+            "postgres://u:hunter2@h:hunter2/d",
+        ] {
+            let Fault { reason, next } = Dsn::parse(string).expect_err(string);
+            assert!(!reason.contains("hunt") && !reason.contains("ter2") && !next.contains("hunt"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_parameter_is_told_its_nearest() {
+        for (string, reason, next) in [
+            (
+                "postgres://u@h/d?sslmod=require",
+                "it has a parameter `sslmod` that is not known",
+                "did you mean sslmode?",
+            ),
+            (
+                "host=h conect_timeout=3",
+                "it has a parameter `conect_timeout` that is not known",
+                "did you mean connect_timeout?",
+            ),
+            (
+                "postgres://u@h/d?gssencmode=disable",
+                "it has a parameter `gssencmode` that is not known",
+                "remove it; known are user",
+            ),
+            ("host=h gssencmode=disable", "it has a parameter that is not known", "remove it; known are user"),
+        ] {
+            let fault = Dsn::parse(string).expect_err(string);
+            assert!(fault.reason == reason && fault.next.starts_with(next), "{fault:?}");
         }
     }
 
@@ -391,6 +473,8 @@ mod tests {
             ("'postgres://u:hunter2 h/d' and", "'postgres://**** h/d' and"),
             ("(kafka://u:hunter2@h:1) ż", "(**** ż"),
             ("see http://127.0.0.1:9464/metrics, ż", "see http://127.0.0.1:9464/metrics, ż"),
+            ("write h:9092 or kafka+ssl://host:9096,… ż", "write h:9092 or kafka+ssl://host:9096,… ż"),
+            ("set --url postgres://…, or", "set --url postgres://…, or"),
             ("nothing of the kind", "nothing of the kind"),
         ] {
             assert_eq!(without_passwords(text), shown);

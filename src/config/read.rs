@@ -9,9 +9,11 @@ use toml::{Table, Value};
 use super::error::Problem;
 use super::keys;
 use super::layers::{Entry, Layers, Origin};
+use super::level::check_level;
 use super::orgs::{
     DEFAULT_GRACE, GRACE_MAX, Identity, ObjectConfig, OrgConfig, TopicPattern, check_identifier, check_org_name,
 };
+use super::topics::is_side_topic;
 use super::units::parse_size;
 use crate::core::value::Kind;
 
@@ -35,6 +37,30 @@ const TYPES: &[&str] = &[
     "json",
     "bytea",
 ];
+
+/// Columns that never make a version by themselves, unless `mask_remove` says otherwise.
+pub(super) const SYSTEM: [&str; 5] =
+    ["systemmodstamp", "lastmodifieddate", "lastmodifiedbyid", "lastvieweddate", "lastreferenceddate"];
+
+/// One of some texts, or why not, and the nearest of them.
+pub(super) fn choose<'c, T: Copy>(
+    text: &str,
+    choices: &'c [(&'static str, T)],
+) -> Result<T, (String, Option<&'c str>)> {
+    let names = || choices.iter().map(|(name, _)| *name);
+    match choices.iter().find(|(name, _)| *name == text) {
+        Some((_, choice)) => Ok(*choice),
+        None => {
+            let all: Vec<&str> = names().collect();
+            Err((format!("`{text}` is not one of {}", all.join(", ")), keys::nearest(text, names())))
+        }
+    }
+}
+
+/// The next step where a name is near to a known one.
+pub(super) fn did_you_mean(near: &str) -> String {
+    format!("did you mean {near}?")
+}
 
 pub(super) struct Reader<'a> {
     pub layers: &'a Layers,
@@ -92,6 +118,34 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// One of some texts.
+    pub fn chosen<T: Copy>(&mut self, path: &str, choices: &[(&'static str, T)]) -> Option<T> {
+        let text = self.text(path)?;
+        match choose(&text, choices) {
+            Ok(choice) => Some(choice),
+            Err((reason, Some(near))) => {
+                self.problem(path, reason, did_you_mean(near));
+                None
+            }
+            Err((reason, None)) => {
+                self.refuse(path, reason);
+                None
+            }
+        }
+    }
+
+    pub fn log_level(&mut self) -> Option<String> {
+        let text = self.text("log.level")?;
+        match check_level(&text) {
+            Ok(()) => return Some(text),
+            Err(bad) => match bad.near {
+                Some(near) => self.problem("log.level", bad.reason, did_you_mean(&near)),
+                None => self.refuse("log.level", bad.reason),
+            },
+        }
+        None
+    }
+
     pub fn number<T: FromStr + PartialOrd + std::fmt::Display>(&mut self, path: &str, from: T, to: T) -> Option<T> {
         self.parsed(path, |text| match text.replace('_', "").parse::<T>() {
             Ok(number) if number >= from && number <= to => Ok(number),
@@ -101,7 +155,7 @@ impl<'a> Reader<'a> {
     }
 
     pub fn truth(&mut self, path: &str) -> Option<bool> {
-        self.parsed(path, |text| text.parse::<bool>().map_err(|_| format!("`{text}` is neither true nor false")))
+        self.chosen(path, &[("true", true), ("false", false)])
     }
 
     pub fn size(&mut self, path: &str, from: u64, to: u64) -> Option<u64> {
@@ -158,7 +212,8 @@ impl<'a> Reader<'a> {
         })
     }
 
-    pub fn orgs(&mut self) -> Vec<OrgConfig> {
+    /// `prefix` stands before every topic's name.
+    pub fn orgs(&mut self, prefix: &str, warnings: &mut Vec<String>) -> Vec<OrgConfig> {
         let mut orgs: Vec<OrgConfig> = Vec::new();
         for (i, table) in self.tables("org").into_iter().enumerate() {
             let at = format!("[[org]] {}", i + 1);
@@ -178,7 +233,23 @@ impl<'a> Reader<'a> {
             let mut topics = Vec::new();
             for text in self.texts(&at, "org", table, "topics") {
                 match TopicPattern::parse(&text) {
-                    Ok(pattern) => topics.push(pattern),
+                    Ok(pattern) if is_side_topic(pattern.as_str()) => self.problem(
+                        "org",
+                        format!(
+                            "{at} ({name}): topic pattern `{text}` fits no table's topic, only others of a connector"
+                        ),
+                        "write <connector>.<schema>.<table>, with at most one `*` per segment",
+                    ),
+                    Ok(pattern) => {
+                        if pattern.as_str().split('.').count() < 3 {
+                            warnings.push(format!(
+                                "{}: {at} ({name}): topic pattern {text} has fewer segments than <connector>.<schema>.<table>: \
+                                 it fits only topics that the connector routes elsewhere; one `*` stands for one segment",
+                                self.place("org")
+                            ));
+                        }
+                        topics.push(pattern);
+                    }
                     Err(reason) => self.problem(
                         "org",
                         format!("{at} ({name}): {reason}"),
@@ -193,7 +264,23 @@ impl<'a> Reader<'a> {
                     "write topics = [\"<connector>.<schema>.*\"]",
                 );
             }
-            orgs.push(OrgConfig { name, topics });
+            let org = OrgConfig { name, topics };
+            for other in &orgs {
+                let both = org.topics.iter().flat_map(|one| other.topics.iter().map(move |another| (one, another)));
+                if let Some((one, another)) = both.into_iter().find(|(one, another)| one.meets(another, prefix)) {
+                    let (one, another) = (one.as_str(), another.as_str());
+                    let reason = if one == another {
+                        format!("{at}: topics {one} belongs to two orgs, {} and {}", other.name, org.name)
+                    } else {
+                        format!(
+                            "{at}: a topic can fit {another} of org {} and {one} of org {}, and belongs to one of them only",
+                            other.name, org.name
+                        )
+                    };
+                    self.problem("org", reason, "make the topics of the [[org]] entries disjoint");
+                }
+            }
+            orgs.push(org);
         }
         orgs
     }
@@ -216,6 +303,11 @@ impl<'a> Reader<'a> {
                     format!("the orgs are: {}", known.join(", ")),
                 );
             }
+            if orgs.is_empty()
+                && let Err(reason) = check_org_name(&org)
+            {
+                self.problem("object", format!("{at}: {reason}"), "write the org's name");
+            }
             if let Err(reason) = check_identifier("the object", &name) {
                 self.problem("object", format!("{at}: {reason}"), "write the table's name");
             }
@@ -233,23 +325,62 @@ impl<'a> Reader<'a> {
                 org,
                 name,
             };
-            let both: Vec<&str> = object.mask_add.intersection(&object.mask_remove).map(String::as_str).collect();
-            if !both.is_empty() {
-                let reason = format!("{at}: {} stands in mask_add and in mask_remove", both.join(", "));
-                self.problem("object", reason, "keep it in one of them");
-            }
-            if let Some(Identity::Columns(columns)) = &object.identity
-                && let Some(masked) = columns.iter().find(|column| object.mask_add.contains(*column))
-            {
-                self.problem(
-                    "object",
-                    format!("{at}: {masked} is masked, but part of the identity"),
-                    "keep it in one of them",
-                );
-            }
+            self.masks(&at, &object);
             objects.push(object);
         }
         objects
+    }
+
+    /// Masks that contradict something, or do nothing.
+    fn masks(&mut self, at: &str, object: &ObjectConfig) {
+        let both: Vec<&str> = object.mask_add.intersection(&object.mask_remove).map(String::as_str).collect();
+        if !both.is_empty() {
+            let reason = format!("{at}: {} stands in mask_add and in mask_remove", both.join(", "));
+            self.problem("object", reason, "keep it in one of them");
+        }
+        for column in &object.mask_add {
+            let (identifies, next) = match &object.identity {
+                Some(Identity::Columns(columns)) => (columns.contains(column), "keep it in one of them"),
+                Some(Identity::Key) => (false, ""),
+                // Where the table has it.
+                None | Some(Identity::Sfid) => {
+                    (column == "sfid", "take it out of mask_add, or say what else identifies: identity = \"key\"")
+                }
+            };
+            if identifies {
+                self.problem("object", format!("{at}: {column} is masked, but part of the identity"), next);
+            }
+        }
+        for column in object.mask_remove.iter().filter(|column| !SYSTEM.contains(&column.as_str())) {
+            let reason = if column.starts_with("_hc_") {
+                format!("{at}: {column} in mask_remove: columns that start with _hc_ are never stored")
+            } else {
+                format!("{at}: {column} in mask_remove is not masked by default")
+            };
+            let next = match keys::nearest(column, SYSTEM) {
+                Some(near) => did_you_mean(near),
+                None => format!("take it out of mask_remove, which knows {}", SYSTEM.join(", ")),
+            };
+            self.problem("object", reason, next);
+        }
+        for column in &object.lookup {
+            let why = if object.mask_add.contains(column) {
+                "masked"
+            } else if column.starts_with("_hc_") {
+                "never stored"
+            } else if SYSTEM.contains(&column.as_str()) && !object.mask_remove.contains(column) {
+                "masked by default"
+            } else {
+                continue;
+            };
+            let reason = format!("{at}: {column} is {why}, but a lookup field");
+            let next = if why == "masked by default" {
+                "take it out of lookup, or put it into mask_remove"
+            } else {
+                "keep it in one of them"
+            };
+            self.problem("object", reason, next);
+        }
     }
 
     fn identity(&mut self, at: &str, table: &Table) -> Option<Identity> {
@@ -264,10 +395,11 @@ impl<'a> Reader<'a> {
             }
             _ => {}
         }
+        let near = table.get("identity").and_then(Value::as_str).and_then(|text| keys::nearest(text, ["sfid", "key"]));
         self.problem(
             "object",
             format!("{at}: identity is not \"sfid\", \"key\" or a list of different columns"),
-            "write identity = \"sfid\", \"key\" or [\"a\", \"b\"]",
+            near.map_or_else(|| "write identity = \"sfid\", \"key\" or [\"a\", \"b\"]".to_owned(), did_you_mean),
         );
         None
     }

@@ -18,7 +18,9 @@ impl Shown {
     pub(super) fn of(layers: &Layers) -> Self {
         let mut entries = Vec::new();
         for key in KEYS {
-            let entry = layers.get(key.path);
+            // An empty text is "not set", wherever it stands.
+            let unset = |value: &Value| value.as_str() == Some("") && key.default != Some("");
+            let entry = layers.get(key.path).filter(|entry| !unset(&entry.value));
             let value = entry.map(|entry| match key.secret {
                 true => Value::String(MASK.to_owned()),
                 false => entry.value.clone(),

@@ -142,7 +142,6 @@ fn the_example_of_the_documents_is_read_whole() {
     let extra: Vec<_> = kafka.extra.iter().map(|(k, v)| (k.as_str(), v.expose().as_str())).collect();
     assert_eq!(extra, [("fetch.min.bytes", "7"), ("queued.min.messages", "9")]);
     assert_eq!(config.metrics.listen, None);
-    assert_eq!(config.postgres().expect("set").pool_mode, PoolMode::Session);
 }
 
 #[test]
@@ -186,7 +185,7 @@ fn bad_values_are_refused_all_at_once_with_place_reason_and_next_step() {
         ("[state]\nmemory = '1kB'", "outside 16000000"),
         ("[state]\ndir = 'relative/x'", "is not an absolute path"),
         ("[metrics]\nlisten = 'localhost'", "neither an address"),
-        ("[log]\nformat = 'xml'", "neither text nor json"),
+        ("[log]\nformat = 'xml'", "`xml` is not one of text, json"),
         ("[log]\nlevel = 'loud'", "`loud`"),
         ("[worker]\nname = 'a b'", "printable ASCII"),
         ("[postgres]\nurl = 'mysql://h/d'", "the connection string can't be used"),
@@ -228,6 +227,33 @@ fn bad_values_are_refused_all_at_once_with_place_reason_and_next_step() {
             "[[object]]\norg = 'b'\nname = 'o'\nmask_add = ['x']\nidentity = ['x']",
             "x is masked, but part of the identity",
         ),
+        ("[[object]]\norg = 'b'\nname = 'o'\nmask_add = ['sfid']", "sfid is masked, but part of the identity"),
+        ("[[object]]\norg = 'b'\nname = 'o'\nmask_remove = ['name']", "name in mask_remove is not masked by default"),
+        (
+            "[[object]]\norg = 'b'\nname = 'o'\nmask_remove = ['_hc_lastop']",
+            "columns that start with _hc_ are never stored",
+        ),
+        ("[[object]]\norg = 'b'\nname = 'o'\nmask_add = ['x']\nlookup = ['x']", "x is masked, but a lookup field"),
+        (
+            "[[object]]\norg = 'b'\nname = 'o'\nlookup = ['lastmodifiedbyid']",
+            "is masked by default, but a lookup field",
+        ),
+        ("[[object]]\norg = 'b c'\nname = 'o'", "org name `b c` holds ' '"),
+        (
+            "[[org]]\nname = 'a'\ntopics = ['c.s.*']\n[[org]]\nname = 'b'\ntopics = ['c.s.*']",
+            "topics c.s.* belongs to two orgs, a and b",
+        ),
+        (
+            "[[org]]\nname = 'a'\ntopics = ['c.*.account']\n[[org]]\nname = 'b'\ntopics = ['x.y.z', 'c.s.*']",
+            "a topic can fit c.*.account of org a and c.s.* of org b",
+        ),
+        ("[[org]]\nname = 'a'\ntopics = ['c1.transaction']", "fits no table's topic"),
+        ("[postgres]\npool_mode = 'transaction'", "transaction mode is not supported by this version"),
+        ("[postgres]\nurl = 'postgres://h:70000/d'", "its port is not one from 1 to 65535"),
+        ("[postgres]\nurl = 'postgres://h/d?sslmod=require'", "it has a parameter `sslmod` that is not known"),
+        ("[kafka]\nbrokers = 'h:70000'", "entry 1 has no usable port"),
+        ("[metrics]\nlisten = '127.0.0.1:70000'", "there is no port 70000, 65535 is the last"),
+        ("[log]\nlevel = 'info,afterimag=debug'", "nothing logs as afterimag"),
     ];
     for (file, expected) in table {
         let text = problems(file, &[], &[]);
@@ -242,6 +268,57 @@ fn bad_values_are_refused_all_at_once_with_place_reason_and_next_step() {
     assert_eq!(problems("[commit]\nmax_rows = 0\nlinger = 'x'\n[state]\ndir = 'y'", &[], &[]).lines().count(), 3);
     let text = problems("", &[("AFTERIMAGE_COMMIT__LINGER", "x")], &[]);
     assert!(text.starts_with("AFTERIMAGE_COMMIT__LINGER (commit.linger): "), "{text}");
+}
+
+#[test]
+fn a_choice_is_told_its_nearest() {
+    for (file, near) in [
+        ("[log]\nformat = 'jsn'", "json"),
+        ("[log]\nlevel = 'debgu'", "debug"),
+        ("[postgres]\nsslmode = 'requre'", "require"),
+        ("[postgres]\npool_mode = 'sesion'", "session"),
+        ("[postgres]\nurl = 'postgres://h/d?sslmode=verify-ful'", "verify-full"),
+        ("[kafka]\nverify_hostname = 'ture'", "true"),
+        ("[[object]]\norg = 'b'\nname = 'o'\nidentity = 'sfdi'", "sfid"),
+        ("[[object]]\norg = 'b'\nname = 'o'\nmask_remove = ['systemmodstmp']", "systemmodstamp"),
+    ] {
+        let text = problems(file, &[], &[]);
+        assert!(text.contains(&format!(" -> did you mean {near}?")), "{file}\ngave\n{text}");
+    }
+}
+
+#[test]
+fn a_pattern_of_few_segments_is_warned_of() {
+    let warnings = |topics: &str| from_toml(&format!("[[org]]\nname = 'a'\ntopics = {topics}")).warnings;
+    let found = warnings("['account', 'c.*', 'c.s.*']");
+    assert!(found.len() == 2 && found[1].contains("topic pattern c.* has fewer segments"), "{found:?}");
+    assert_eq!(warnings("['c.s.*', 'my.c.s.*']"), Vec::<String>::new());
+}
+
+#[test]
+fn what_mask_remove_knows_is_masked_by_default() {
+    use crate::core::decode::{Decoder, TopicRules};
+    use crate::core::event::Class;
+    for column in read::SYSTEM {
+        for (remove, class) in [(false, Class::System), (true, Class::Visible)] {
+            let mut rules = TopicRules::default();
+            if remove {
+                rules.mask_remove.insert(column.to_owned());
+            }
+            let mut decoder = Decoder::new(rules);
+            decoder.restore_columns([(column, crate::core::value::Kind::Text)]);
+            assert_eq!(decoder.columns()[0].class, class, "{column}");
+        }
+    }
+}
+
+#[test]
+fn what_is_set_to_nothing_is_shown_as_not_set() {
+    let shown = from_toml("[postgres]\nurl = ''\nname = ''\n[state]\ndir = ''\n[kafka]\nkey = ''").shown().toml();
+    for (start, end) in [("# url =", ""), ("# key =", ""), ("# name =", ""), ("dir = \"", "# default")] {
+        assert!(shown.lines().any(|line| line.starts_with(start) && line.ends_with(end)), "{start}\n{shown}");
+    }
+    assert!(!shown.contains("****"), "{shown}");
 }
 
 #[test]
@@ -278,11 +355,11 @@ fn postgres_is_verified_unless_there_is_a_reason_not_to() {
     let both = format!("{}\nsslmode = 'require'", file("postgres://u@h/d?sslmode=disable"));
     assert_eq!(mode(&both, &[]), SslMode::Require);
     assert_eq!(mode(&both, &[("AFTERIMAGE_POSTGRES__URL", "postgres://u@h/d?sslmode=prefer")]), SslMode::Prefer);
-    let config = from_toml(&file("postgres://u@h/d?sslmode=verify-full&sslrootcert=/ca.pem&x=1"));
+    let config = from_toml(&file("postgres://u@h/d?sslmode=verify-full&sslrootcert=/ca.pem&application_name=x"));
     let postgres = config.postgres().expect("set");
     assert_eq!(
         (postgres.url.expose().as_str(), postgres.ca.clone()),
-        ("postgres://u@h/d?x=1", Some(PathBuf::from("/ca.pem")))
+        ("postgres://u@h/d?application_name=x", Some(PathBuf::from("/ca.pem")))
     );
     assert_eq!(from_toml(&file("postgres://u@h/d?sslmode=disable")).warnings.len(), 1);
     let by_url = load("", &[("AFTERIMAGE_POSTGRES__URL", "postgres://u@h/d?sslmode=require")], &[]).expect("good");
@@ -421,7 +498,7 @@ fn the_history_hash_moves_with_history_only() {
         "types={x='date'}",
         "types={x='time'}",
         "mask_add=['x']",
-        "mask_remove=['x']",
+        "mask_remove=['lastmodifieddate']",
         "lookup=['x']",
         "grace='1s'",
     ] {

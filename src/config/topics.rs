@@ -61,13 +61,6 @@ impl TopicPlan {
 /// Why topics can't be mapped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TopicError {
-    /// Patterns of two orgs fit one topic.
-    TwoOrgs {
-        /// The topic.
-        topic: String,
-        /// The orgs, in the order of configuration.
-        orgs: [String; 2],
-    },
     /// Without `[[org]]`: two connectors use a schema of one name.
     SharedSchema {
         /// The schema.
@@ -92,7 +85,6 @@ impl TopicError {
     /// What to do about it.
     pub fn next(&self) -> &'static str {
         match self {
-            Self::TwoOrgs { .. } => "make the topics of the [[org]] entries disjoint",
             Self::SharedSchema { .. } => "declare an [[org]] with its own topics for each connector",
             Self::BadOrg { .. } => "declare an [[org]] with a name and its topics",
             Self::Silent(_) => {
@@ -106,9 +98,6 @@ impl TopicError {
 impl fmt::Display for TopicError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TwoOrgs { topic, orgs: [first, second] } => {
-                write!(f, "topic {topic} belongs to two orgs, {first} and {second}")
-            }
             Self::SharedSchema { schema, topics: [first, second] } => write!(
                 f,
                 "topics {first} and {second} come from two connectors but the same schema {schema}, and no [[org]] says which org is which"
@@ -170,7 +159,7 @@ pub fn map_topics(config: &Config, names: &[String]) -> Result<TopicPlan, TopicE
     if config.orgs.is_empty() {
         by_schema(config, &topics, &mut plan)?;
     } else {
-        by_pattern(config, prefix, &topics, &mut plan)?;
+        by_pattern(config, prefix, &topics, &mut plan);
     }
     for object in &config.objects {
         if !plan.topics.iter().any(|map| map.org == object.org && map.object == object.name) {
@@ -180,12 +169,7 @@ pub fn map_topics(config: &Config, names: &[String]) -> Result<TopicPlan, TopicE
     Ok(plan)
 }
 
-fn by_pattern(
-    config: &Config,
-    prefix: &str,
-    topics: &[(&str, &String)],
-    plan: &mut TopicPlan,
-) -> Result<(), TopicError> {
+fn by_pattern(config: &Config, prefix: &str, topics: &[(&str, &String)], plan: &mut TopicPlan) {
     for org in &config.orgs {
         for pattern in &org.topics {
             if !topics.iter().any(|(name, topic)| pattern.fits(name) || (!prefix.is_empty() && pattern.fits(topic))) {
@@ -196,19 +180,13 @@ fn by_pattern(
     let mut rest = Vec::new();
     for (name, topic) in topics {
         let fits = |pattern: &super::TopicPattern| pattern.fits(name) || (!prefix.is_empty() && pattern.fits(topic));
-        let mut owners = config.orgs.iter().filter(|org| org.topics.iter().any(fits));
-        match (owners.next(), owners.next()) {
-            (Some(first), Some(second)) => {
-                return Err(TopicError::TwoOrgs {
-                    topic: (*topic).clone(),
-                    orgs: [first.name.clone(), second.name.clone()],
-                });
-            }
-            (Some(org), None) => {
+        // One at most: patterns of two orgs that a topic can fit are refused with the configuration.
+        match config.orgs.iter().find(|org| org.topics.iter().any(fits)) {
+            Some(org) => {
                 let object = name.rsplit('.').next().unwrap_or(name);
                 plan.topics.push(map(config, topic, &org.name, object));
             }
-            (None, _) => rest.push((*name, *topic)),
+            None => rest.push((*name, *topic)),
         }
     }
     let connectors: Vec<&str> =
@@ -216,7 +194,6 @@ fn by_pattern(
     let unmapped =
         rest.iter().filter(|(name, _)| Parts::of(name).is_some_and(|parts| connectors.contains(&parts.connector)));
     plan.unmapped = unmapped.map(|(_, topic)| (*topic).clone()).collect();
-    Ok(())
 }
 
 fn by_schema(config: &Config, topics: &[(&str, &String)], plan: &mut TopicPlan) -> Result<(), TopicError> {
@@ -309,13 +286,6 @@ mod tests {
         let error = plan.complete().expect_err("one pattern is silent");
         assert_eq!(error.to_string(), "no topic fits the pattern c2.salesforce.* of org apac");
         assert_eq!(map_topics(&from_toml(""), &[]).expect("maps").complete(), Err(TopicError::Nothing));
-    }
-
-    #[test]
-    fn a_topic_of_two_orgs_is_refused_naming_both() {
-        let config = from_toml("[[org]]\nname='a'\ntopics=['c.*.account']\n[[org]]\nname='b'\ntopics=['c.s.*']");
-        let error = map_topics(&config, &names(&["c.s.account"])).expect_err("two orgs");
-        assert_eq!(error.to_string(), "topic c.s.account belongs to two orgs, a and b");
     }
 
     #[test]

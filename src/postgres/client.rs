@@ -7,6 +7,13 @@ use postgres_native_tls::MakeTlsConnector;
 use tokio_postgres::Client;
 use tokio_postgres::config::SslMode;
 
+/// A question that a server answers at once, if it answers at all, is waited for this long: connecting included, where
+/// somebody sits before it. One that is alive needs a fraction of a second.
+pub const ANSWER_TIME: Duration = Duration::from_secs(20);
+/// A connection has this long for each of its hosts, TLS and authentication included: a server that is frozen still
+/// takes connections, and says nothing.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+
 /// How far the server's certificate is trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tls {
@@ -33,19 +40,27 @@ pub struct SinkSettings {
     pub worker: String,
 }
 
-/// The sink cannot be reached.
+/// The server cannot be reached.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The URL or the certificate file cannot be read.
     #[error("{0}")]
     Settings(String),
     /// The server refused, or is not there.
-    #[error("cannot connect to the sink at {place}: {}", describe(.source))]
+    #[error("cannot connect to Postgres at {place}: {}", describe(.source))]
     Refused {
         /// Host, port and database, without credentials.
         place: String,
         /// The driver's reason.
         source: tokio_postgres::Error,
+    },
+    /// It takes connections, and says nothing.
+    #[error("cannot connect to Postgres at {place}: no answer within {} s", within.as_secs())]
+    Silent {
+        /// Host, port and database, without credentials.
+        place: String,
+        /// How long it was waited for.
+        within: Duration,
     },
 }
 
@@ -87,10 +102,18 @@ impl SinkSettings {
     /// Opens a connection; its driver runs as a task of its own until the client is dropped.
     ///
     /// # Errors
-    /// When the settings cannot be read or the server cannot be reached within ten seconds.
+    /// When the settings cannot be read, or the server cannot be reached within ten seconds (for each host of the URL).
     pub async fn connect(&self) -> Result<Client, ConnectError> {
         let mut config: tokio_postgres::Config =
-            self.url.parse().map_err(|_| ConnectError::Settings("the sink's URL cannot be read".into()))?;
+            self.url.parse().map_err(|_| ConnectError::Settings("the URL of the database cannot be read".into()))?;
+        let hosts = config.get_hosts().len().max(config.get_hostaddrs().len()).max(1);
+        let within = CONNECT_TIME * u32::try_from(hosts).unwrap_or(1);
+        tokio::time::timeout(within, self.open(&mut config))
+            .await
+            .unwrap_or_else(|_| Err(ConnectError::Silent { place: self.place(), within }))
+    }
+
+    async fn open(&self, config: &mut tokio_postgres::Config) -> Result<Client, ConnectError> {
         config.ssl_mode(match self.tls {
             Tls::Disable => SslMode::Disable,
             Tls::Prefer => SslMode::Prefer,
@@ -98,7 +121,7 @@ impl SinkSettings {
         });
         config
             .application_name(format!("afterimage/{}", self.worker))
-            .connect_timeout(Duration::from_secs(10))
+            .connect_timeout(CONNECT_TIME)
             .tcp_user_timeout(Duration::from_secs(10))
             .keepalives_idle(Duration::from_secs(10))
             .keepalives_interval(Duration::from_secs(3))
@@ -129,6 +152,16 @@ impl SinkSettings {
     }
 }
 
+/// Why the driver can't read a connection string, if it can't. It names a parameter at most, and quotes nothing.
+pub fn unreadable(url: &str) -> Option<String> {
+    let error = url.parse::<tokio_postgres::Config>().err()?;
+    let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    Some(match cause.strip_prefix("invalid value for option ") {
+        Some(name) => format!("the value of {} can't be used", name.replace('`', "")),
+        None => "the driver can't read it".to_owned(),
+    })
+}
+
 fn drive<S, T>(connection: tokio_postgres::Connection<S, T>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
@@ -136,7 +169,7 @@ where
 {
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(error = %describe(&error), "connection to the sink ended");
+            tracing::debug!(error = %describe(&error), "a connection to Postgres ended");
         }
     });
 }

@@ -3,12 +3,16 @@
 //! Each file is one transaction under one advisory lock, so two runs at once, or a run beside workers, are safe.
 
 use std::fmt;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, GenericClient};
 use uuid::Uuid;
+
+use super::client::ANSWER_TIME;
 
 /// One file of SQL.
 struct Migration {
@@ -37,6 +41,7 @@ const MIGRATIONS: &[Migration] = migrations![
     7 "0007_typed_values",
     8 "0008_lookups",
     9 "0009_short_stamps",
+    10 "0010_owners",
 ];
 
 /// The schema version that this binary works with: the number of its last migration.
@@ -47,6 +52,9 @@ const OLDEST_SERVER: i32 = 140_000;
 
 /// Serialises migrations; a number of our own, the same in every version of afterimage ("aftermig").
 const LOCK: i64 = 0x6166_7465_726d_6967;
+
+/// How often a run that waits for another one says so.
+const TELL: Duration = Duration::from_secs(10);
 
 /// What a run of [`migrate`] did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,18 +141,37 @@ pub enum MigrateError {
         /// What the server said.
         source: tokio_postgres::Error,
     },
+    /// It takes questions, and does not answer.
+    #[error("the server has not answered within {} s", .0.as_secs())]
+    Silent(Duration),
     /// Any other answer of the server.
     #[error("the sink does not answer as expected")]
     Postgres(#[from] tokio_postgres::Error),
 }
 
-/// Brings the schema up to this binary's version; nothing to do is no error.
+/// Brings the schema up to this binary's version; nothing to do is no error. What alters tables may take as long as it
+/// takes, and another run is waited for; a server that answers no question is not.
+///
+/// # Errors
+/// See [`MigrateError`].
 pub async fn migrate(client: &mut Client) -> Result<Report, MigrateError> {
     apply(client, MIGRATIONS).await
 }
 
 /// Whether `run` can work with this schema as it is: neither too old nor too new.
+///
+/// # Errors
+/// See [`MigrateError`].
 pub async fn check(client: &Client) -> Result<SchemaVersion, MigrateError> {
+    answered(looked_at(client)).await
+}
+
+/// A question that is answered at once by a server that is alive.
+async fn answered<T>(question: impl Future<Output = Result<T, MigrateError>>) -> Result<T, MigrateError> {
+    tokio::time::timeout(ANSWER_TIME, question).await.unwrap_or(Err(MigrateError::Silent(ANSWER_TIME)))
+}
+
+async fn looked_at(client: &Client) -> Result<SchemaVersion, MigrateError> {
     let too_old = |found| MigrateError::TooOld { found, needed: SCHEMA_VERSION };
     if !is_begun(client).await? {
         return Err(too_old(None));
@@ -162,38 +189,37 @@ pub async fn check(client: &Client) -> Result<SchemaVersion, MigrateError> {
 }
 
 async fn apply(client: &mut Client, migrations: &[Migration]) -> Result<Report, MigrateError> {
-    check_server(client).await?;
+    answered(check_server(client)).await?;
     let known = migrations.last().map_or(0, |m| m.number);
     let mut applied = Vec::new();
 
     let tx = locked(client).await?;
-    if !is_begun(&tx).await? {
-        tx.batch_execute(
-            "create schema if not exists afterimage;
-             create table afterimage.migration (
-               number int primary key, name text not null, checksum bytea not null,
-               applied_at timestamptz not null default now());
-             comment on table afterimage.migration is
-               'Which numbered SQL files made this schema, with their SHA-256.';",
-        )
-        .await?;
-    }
-    tx.commit().await?;
+    answered(async {
+        if !is_begun(&tx).await? {
+            tx.batch_execute(
+                "create schema if not exists afterimage;
+                 create table afterimage.migration (
+                   number int primary key, name text not null, checksum bytea not null,
+                   applied_at timestamptz not null default now());
+                 comment on table afterimage.migration is
+                   'Which numbered SQL files made this schema, with their SHA-256.';",
+            )
+            .await?;
+        }
+        Ok(tx.commit().await?)
+    })
+    .await?;
 
     for migration in migrations {
         let tx = locked(client).await?;
         // Asked under the lock, before each: another run may be at it, even one of a newer binary.
-        let found = highest(&tx).await?;
+        let found = answered(async { Ok(highest(&tx).await?) }).await?;
         if found > known {
             return Err(MigrateError::TooNew { found, known });
         }
         let checksum = Sha256::digest(migration.sql).to_vec();
-        let before = tx
-            .query_typed(
-                "select checksum from afterimage.migration where number = $1",
-                &[(&migration.number, Type::INT4)],
-            )
-            .await?;
+        let asked = "select checksum from afterimage.migration where number = $1";
+        let before = answered(async { Ok(tx.query_typed(asked, &[(&migration.number, Type::INT4)]).await?) }).await?;
         if let Some(row) = before.first() {
             if row.try_get::<_, Vec<u8>>(0)? != checksum {
                 return Err(MigrateError::Changed { name: migration.name.to_owned() });
@@ -217,22 +243,58 @@ async fn apply(client: &mut Client, migrations: &[Migration]) -> Result<Report, 
         applied.push((migration.number, migration.name.to_owned()));
     }
     if applied.is_empty() && known > 0 {
-        client
-            .execute_typed(
-                "update afterimage.meta set schema_version = $1 where schema_version <> $1",
-                &[(&known, Type::INT4)],
-            )
-            .await?;
+        let put_right = "update afterimage.meta set schema_version = $1 where schema_version <> $1";
+        answered(async { Ok(client.execute_typed(put_right, &[(&known, Type::INT4)]).await?) }).await?;
     }
     Ok(Report { applied, version: known })
 }
 
-/// A transaction that holds the lock of all migrations; dropped = rolled back.
-async fn locked(client: &mut Client) -> Result<tokio_postgres::Transaction<'_>, tokio_postgres::Error> {
-    let tx = client.transaction().await?;
-    tx.batch_execute("set local lock_timeout = 0; set local statement_timeout = 0").await?;
-    tx.query_typed("select pg_catalog.pg_advisory_xact_lock($1)", &[(&LOCK, Type::INT8)]).await?;
+/// A transaction that holds the lock of all migrations; dropped = rolled back. Whoever has it is waited for, and named
+/// from time to time.
+async fn locked(client: &mut Client) -> Result<tokio_postgres::Transaction<'_>, MigrateError> {
+    let begun =
+        format!("set local statement_timeout = 0; set local lock_timeout = '{}s'; savepoint waiting", TELL.as_secs());
+    let tx = answered(async {
+        let tx = client.transaction().await?;
+        tx.batch_execute(&begun).await?;
+        Ok(tx)
+    })
+    .await?;
+    let within = TELL + ANSWER_TIME;
+    loop {
+        let lock = tx.query_typed("select pg_catalog.pg_advisory_xact_lock($1)", &[(&LOCK, Type::INT8)]);
+        match tokio::time::timeout(within, lock).await.map_err(|_| MigrateError::Silent(within))? {
+            Ok(_) => break,
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let holder = answered(async {
+            tx.batch_execute("rollback to savepoint waiting").await?;
+            Ok(holder(&tx).await?)
+        })
+        .await?;
+        tracing::warn!("waiting for another migration of this database: {holder}");
+    }
+    answered(async { Ok(tx.batch_execute("release savepoint waiting; set local lock_timeout = 0").await?) }).await?;
     Ok(tx)
+}
+
+/// Who has the lock of all migrations.
+async fn holder(client: &impl GenericClient) -> Result<String, tokio_postgres::Error> {
+    // A lock's number stands there in two halves.
+    let rows = client
+        .query_typed(
+            "select pg_catalog.format('server process %s%s%s%s', l.pid, ' of role ' || a.usename,
+               ' (' || nullif(a.application_name, '') || ')',
+               ', for ' || extract(epoch from pg_catalog.clock_timestamp() - a.xact_start)::bigint || ' s')
+             from pg_catalog.pg_locks l left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+             where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+               and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database())
+               and l.classid::bigint = $1 >> 32 and l.objid::bigint = $1 & 4294967295",
+            &[(&LOCK, Type::INT8)],
+        )
+        .await?;
+    rows.first().map_or(Ok("its end is near".to_owned()), |row| row.try_get(0))
 }
 
 async fn highest(client: &impl GenericClient) -> Result<i32, tokio_postgres::Error> {

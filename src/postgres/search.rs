@@ -112,6 +112,37 @@ pub struct TypedView {
     pub note: Option<String>,
 }
 
+/// Schema and name of an object's typed view.
+///
+/// # Errors
+/// When the query fails.
+pub async fn view_name(client: &Client, object_id: i16) -> Result<String, tokio_postgres::Error> {
+    let rows = client
+        .query_typed(
+            "SELECT o.name || '_history.' || b.name FROM afterimage.object b JOIN afterimage.org o USING (org_id) \
+             WHERE b.object_id = $1",
+            &[(&object_id, Type::INT2)],
+        )
+        .await?;
+    rows.first().map_or(Ok(String::new()), |row| row.try_get(0))
+}
+
+/// Leaves it in `typed_views` why a view could not be brought up to date, until it is: then it is made anew.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn note_view(client: &Client, object_id: i16, note: &str) -> Result<(), tokio_postgres::Error> {
+    client
+        .execute_typed(
+            "INSERT INTO afterimage.object_view (object_id, definition, refreshed_at, left_out, lookups, note) \
+             VALUES ($1, '', NULL, 0, '{}', $2) \
+             ON CONFLICT (object_id) DO UPDATE SET definition = '', note = excluded.note",
+            &[(&object_id, Type::INT2), (&note, Type::TEXT)],
+        )
+        .await?;
+    Ok(())
+}
+
 /// Brings the typed view of an object up to date. Waits for no one: whoever has the view open makes this fail with
 /// SQLSTATE 55P03 after a fifth of a second, for as long as it waited it would hold up everyone who comes after.
 ///

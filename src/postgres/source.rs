@@ -28,7 +28,7 @@ pub enum SourceError {
         there: Vec<String>,
     },
     /// The statement failed.
-    #[error("the source: {}", describe(.0))]
+    #[error("the database: {}", describe(.0))]
     Query(#[from] tokio_postgres::Error),
 }
 

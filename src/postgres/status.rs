@@ -66,6 +66,21 @@ pub async fn workers(client: &Client) -> Result<Vec<String>, Error> {
     rows.iter().map(|row| row.try_get(0)).collect()
 }
 
+/// How many sessions in this database, this one left out, are of a worker of this name.
+///
+/// # Errors
+/// When the query fails.
+pub async fn namesakes(client: &Client, worker: &str) -> Result<i64, Error> {
+    let rows = client
+        .query_typed(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
+             AND application_name = 'afterimage/' || $1",
+            &[(&worker, Type::TEXT)],
+        )
+        .await?;
+    rows.first().map_or(Ok(0), |row| row.try_get(0))
+}
+
 /// Age in seconds of the oldest snapshot that this role may see in this database, sessions and prepared transactions:
 /// as long as it is there, every update of a position leaves a dead row that each later one steps over.
 ///

@@ -217,9 +217,7 @@ impl Group {
     /// Works until told to stop, or until the supervisor is gone.
     pub fn run(mut self) {
         // What should stay at 0 is seen to be 0.
-        for name in [names::LSN_REGRESSED, names::LEFT_BEHIND, names::GAPS] {
-            counter!(name, "topic" => self.parts.topic.to_string()).increment(0);
-        }
+        names::show_zeros(&self.parts.topic);
         while !self.stopping {
             self.parts.beat.now();
             self.obey();

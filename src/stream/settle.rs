@@ -36,7 +36,7 @@ impl Group {
                 self.claim_again(&error.to_string());
             }
             Some(Err(CommitError::Fenced { positions, detail })) => {
-                tracing::warn!(topic = %self.parts.topic, %detail, "fenced: another worker holds a partition");
+                tracing::warn!(topic = %self.parts.topic, %detail, "fenced: claimed elsewhere, or the lookup fields of its object changed");
                 let fenced: Vec<i32> = self
                     .tasks
                     .values()

@@ -11,10 +11,8 @@ use super::ownership::Claims;
 use crate::kafka::{Consumer, KafkaSettings, Metadata, Topic};
 use crate::postgres::client::{SinkSettings, describe};
 use crate::postgres::{migrate, status};
-use crate::telemetry::{Health, Partitions, names};
+use crate::telemetry::{ASK_SINK, Health, Partitions, names};
 
-/// How often the sink is asked how it is.
-const SINK: Duration = Duration::from_secs(10);
 /// An answer that takes longer is none.
 const SINK_TIME: Duration = Duration::from_secs(10);
 /// How often the worker's own state is told.
@@ -83,7 +81,7 @@ pub(super) async fn look_at_sink(sink: SinkSettings, health: Health) {
                 health.sink(Err(reason));
             }
         }
-        tokio::time::sleep(SINK).await;
+        tokio::time::sleep(ASK_SINK).await;
     }
 }
 

@@ -77,14 +77,20 @@ impl Keeper {
             Ok(Progress::More | Progress::Changed) => drop(self.due.insert(object_id, (now, 0))),
             Err(Trouble { busy: true, reason }) => {
                 if tries == 3 {
-                    self.say(object_id, format!("a typed view waits for a session that has it open: {reason}"));
+                    let view = self.view(object_id).await;
+                    self.say(object_id, format!("typed view {view} waits for a session that has it open: {reason}"));
                 }
                 let pause = Duration::from_millis(250 << tries.min(8)).min(MOST_BUSY);
                 self.due.insert(object_id, (now + pause, tries.saturating_add(1)));
             }
             Err(Trouble { busy: false, reason }) => {
+                let view = self.view(object_id).await;
+                if let Some(client) = &self.client {
+                    // Whoever looks at the view looks there; if that can't be written either, the log has it.
+                    let _ = search::note_view(client, object_id, &format!("not up to date: {reason}")).await;
+                }
                 self.client = None;
-                self.say(object_id, format!("a typed view is not up to date: {reason}"));
+                self.say(object_id, format!("typed view {view} is not up to date: {reason}"));
                 self.due.insert(object_id, (now + AFTER_FAILURE, tries));
             }
         }
@@ -104,18 +110,20 @@ impl Keeper {
         };
         let view = search::refresh_view(client, object_id).await?;
         let progress = search::work(client, object_id).await?;
-        let mut problems = Vec::new();
-        if view.left_out > 0 {
-            problems
-                .push(format!("{} fields have no room in it: afterimage.changes and records have them", view.left_out));
-        }
-        problems.extend(view.note);
-        if problems.is_empty() {
-            self.said.remove(&object_id);
-        } else {
-            self.say(object_id, format!("typed view {} is not as it should be: {}", view.name, problems.join("; ")));
+        match view.note {
+            None => drop(self.said.remove(&object_id)),
+            Some(note) => self.say(object_id, format!("typed view {} is not as it should be: {note}", view.name)),
         }
         Ok(progress)
+    }
+
+    /// The view's name, or the object's number if the sink does not tell.
+    async fn view(&self, object_id: i16) -> String {
+        let name = match &self.client {
+            Some(client) => search::view_name(client, object_id).await.ok(),
+            None => None,
+        };
+        name.unwrap_or_else(|| format!("of object {object_id}"))
     }
 
     fn say(&mut self, object_id: i16, what: String) {

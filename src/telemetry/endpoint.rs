@@ -259,6 +259,12 @@ mod tests {
         }
         assert!(text.lines().any(|line| line == format!("{FENCED_COMMITS} 0")), "zero from the start: {text}");
         assert!(text.contains("afterimage_build_info{version="), "{text}");
+        for line in [
+            "afterimage_state_cleared_total{reason=\"log_gone\"} 0",
+            "afterimage_state_invalidated_records_total{reason=\"catch_up\"} 0",
+        ] {
+            assert!(text.lines().any(|have| have == line), "zero from the start: {line}\n{text}");
+        }
     }
 
     #[test]

@@ -13,8 +13,11 @@ use serde_json::{Value, json};
 
 /// A thread that was not seen for this long hangs: the longest single wait of any is a connection attempt, 10 s.
 const HANGS: Duration = Duration::from_secs(60);
-/// The sink's last answer is believed for this long.
-const SINK_ANSWER: Duration = Duration::from_secs(30);
+/// How long after an answer the sink is asked again how it is.
+pub const ASK_SINK: Duration = Duration::from_secs(2);
+/// The sink's last answer is believed for this long, whatever the asking meanwhile: so long it takes at most until a sink
+/// that fell silent is told of. What is left of it for the next answer is ample for one that is not overloaded.
+const SINK_ANSWER: Duration = Duration::from_secs(5);
 
 /// What the process knows of its own health. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -174,6 +177,19 @@ mod tests {
         );
         health.stopping();
         assert_eq!(reason(&health), "stopping");
+    }
+
+    #[test]
+    fn an_answer_of_the_sink_is_believed_for_five_seconds() {
+        let health = Health::default();
+        health.partitions(Partitions::default());
+        let answered = |ago: u64| {
+            health.lock().sink = Some((Instant::now() - Duration::from_secs(ago), Ok(())));
+            health.readyz()
+        };
+        assert!(answered(4).0);
+        let (ready, body) = answered(5);
+        assert!(!ready && body["reason"] == "the sink does not answer", "{body}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl std::error::Error for LogError {}
 
 /// The filter of a level that [`check_level`] accepts.
 fn filter(level: &str) -> Result<EnvFilter, LogError> {
-    check_level(level).map_err(LogError)?;
+    check_level(level).map_err(|bad| LogError(bad.to_string()))?;
     // Bare `debug` means ours: the drivers stay at warnings unless they are named.
     let mut whole = String::new();
     for target in VALUE_PRINTING {

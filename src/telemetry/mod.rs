@@ -9,5 +9,5 @@ mod logs;
 pub mod names;
 
 pub use endpoint::{MetricsError, MetricsServer, install, serve};
-pub use health::{Beat, Health, Partitions};
+pub use health::{ASK_SINK, Beat, Health, Partitions};
 pub use logs::{LogError, install as install_logs, is_json, json_line};

@@ -6,6 +6,8 @@
 
 use metrics::Unit;
 
+use crate::core::decode::Reason;
+
 /// How a metric is kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Form {
@@ -80,7 +82,7 @@ declare! {
     STATE_INVALIDATED = "afterimage_state_invalidated_records_total", Form::Counter, ["reason"], Count,
         "Images dropped from the store; reason: catch_up.";
     STATE_CLEARED = "afterimage_state_cleared_total", Form::Counter, ["reason"], Count,
-        "Partitions whose images were dropped whole; reason: ahead, lineage, range_gone, too_far.";
+        "Partitions whose images were dropped whole; reason: other_sink, unknown_claim, ahead, invalidations_ahead, too_far_behind, log_gone, invalidations_gone.";
 
     // delta
     OUTCOMES = "afterimage_outcomes_total", Form::Counter, ["topic", "outcome"], Count,
@@ -124,7 +126,59 @@ declare! {
     EVENT_TO_COMMIT = "afterimage_event_to_commit_seconds", Form::Histogram(SECONDS), [], Seconds,
         "Time from the source's commit of a batch's last event to its own commit here (the clocks of two machines).";
     OLDEST_SNAPSHOT = "afterimage_oldest_snapshot_seconds", Form::Gauge, [], Seconds,
-        "Age of the oldest snapshot in the sink, as far as the worker's role sees others' sessions; asked every 10 s. A long one makes every commit slower until it ends.";
+        "Age of the oldest snapshot in the sink, as far as the worker's role sees others' sessions; asked every 2 s. A long one makes every commit slower until it ends.";
+}
+
+/// Counters with one label of a closed set: (counter, label, its values). They stand at zero from the start.
+pub const CLOSED: &[(&str, &str, &[&str])] = &[
+    (REBALANCES, "kind", &["assigned", "revoked", "lost"]),
+    (STATE_INVALIDATED, "reason", &["catch_up"]),
+    (
+        STATE_CLEARED,
+        "reason",
+        &[
+            "other_sink",
+            "unknown_claim",
+            "ahead",
+            "invalidations_ahead",
+            "too_far_behind",
+            "log_gone",
+            "invalidations_gone",
+        ],
+    ),
+    (COMMITS, "result", &["committed", "fenced", "rewound", "again", "unknown", "refused"]),
+    (REWINDS, "reason", &["error", "claimed"]),
+    (CLAIMS, "result", &["claimed", "refused", "timed_out"]),
+];
+
+/// Why messages become dead letters: the texts of the decoder.
+const DEAD: &[Reason] = &[
+    Reason::Empty,
+    Reason::NotUtf8,
+    Reason::NotJson,
+    Reason::NotAnEnvelope,
+    Reason::UnknownOp,
+    Reason::BadSource,
+    Reason::BadRow,
+    Reason::BadSchema,
+    Reason::BadValue,
+    Reason::NoKey,
+    Reason::BadKey,
+    Reason::BadSfid,
+    Reason::NoIdentity,
+    Reason::TooManyColumns,
+    Reason::WrongMessage,
+];
+
+/// Lets the counters of a topic that say what should not happen, or seldom, stand at zero: the first increase of a series
+/// that was not there before is none to `increase()`.
+pub fn show_zeros(topic: &str) {
+    for name in [LSN_REGRESSED, LEFT_BEHIND, GAPS, STALE_EVENTS, TAKE_OVERS] {
+        metrics::counter!(name, "topic" => topic.to_owned()).increment(0);
+    }
+    for reason in DEAD {
+        metrics::counter!(DEAD_LETTERS, "topic" => topic.to_owned(), "reason" => reason.as_str()).increment(0);
+    }
 }
 
 /// Tells the installed recorder the unit and help of every metric. Once, after installing it.
@@ -143,6 +197,11 @@ pub fn describe() {
             Form::Counter => metrics::counter!(metric.name).absolute(0),
             Form::Gauge => metrics::gauge!(metric.name).set(0.0),
             Form::Histogram(_) => {}
+        }
+    }
+    for (name, label, values) in CLOSED {
+        for value in *values {
+            metrics::counter!(*name, *label => *value).increment(0);
         }
     }
 }
@@ -168,6 +227,30 @@ mod tests {
                 assert!(!["sfid", "key", "record", "value", "field"].contains(label), "{name} has the label {label}");
             }
         }
+    }
+
+    #[test]
+    fn every_value_of_a_closed_label_is_named_in_its_help() {
+        for (name, label, values) in CLOSED {
+            let metric = ALL.iter().find(|metric| metric.name == *name).expect("declared");
+            assert_eq!(metric.labels, [*label], "{name}");
+            for value in *values {
+                assert!(metric.help.contains(value), "{name}: {value} is not in its help");
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_of_a_dead_letter_is_shown() {
+        // Whoever adds a reason is asked for it here, and then below.
+        let known = |reason: Reason| match reason {
+            Reason::Empty | Reason::NotUtf8 | Reason::NotJson | Reason::NotAnEnvelope | Reason::UnknownOp => 5,
+            Reason::BadSource | Reason::BadRow | Reason::BadSchema | Reason::BadValue | Reason::NoKey => 5,
+            Reason::BadKey | Reason::BadSfid | Reason::NoIdentity | Reason::TooManyColumns | Reason::WrongMessage => 5,
+        };
+        assert_eq!(known(Reason::Empty) * 3, DEAD.len());
+        let texts: std::collections::BTreeSet<&str> = DEAD.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(texts.len(), DEAD.len());
     }
 
     #[test]

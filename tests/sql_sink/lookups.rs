@@ -2,7 +2,9 @@
 
 use afterimage::core::format::VersionOp;
 use afterimage::core::value::Value;
+use afterimage::postgres::migrate::migrate;
 use afterimage::postgres::search::{self, Progress};
+use afterimage::postgres::status;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio_postgres::Client;
@@ -227,6 +229,78 @@ async fn a_position_that_was_overlooked_is_fenced_before_it_is_ready() {
     let claims =
         strings(&client, "select position_id || ':' || epoch || ' from ' || from_next from afterimage.claim").await;
     assert_eq!(claims, ["2:6 from 0"], "in the line of claims, by which local records are believed");
+}
+
+const CLAIMS: &str =
+    "select position_id || ':' || epoch || ' ' || coalesce(worker, '-') || coalesce(', ' || reason, '')
+    from afterimage.claim order by position_id, epoch";
+
+/// A worker that has to claim again, because a lookup was declared, is at work all the same.
+#[tokio::test]
+async fn the_owner_of_a_fenced_position_stays_known() {
+    let (_db, client) = Database::sink().await;
+    story::setup(&client).await;
+    client
+        .batch_execute(
+            "insert into afterimage.claim(position_id, epoch, token, from_next, worker)
+             values (1, 1, gen_random_uuid(), 0, 'one'), (1, 2, gen_random_uuid(), 0, 'two'), (2, 1, gen_random_uuid(), 0, 'one');
+             update afterimage.position set epoch = 3 - position_id;
+             select afterimage.fence('{1,2,3}'); select afterimage.fence('{1}')",
+        )
+        .await
+        .unwrap();
+    let wanted = [(0, Some("two")), (4, Some("one")), (5, None)];
+    let wanted: Vec<(i32, Option<String>)> = wanted.map(|(at, worker)| (at, worker.map(str::to_owned))).into();
+    let places = status::places(&client, &[1]).await.unwrap();
+    let mut found: Vec<_> = places.into_iter().map(|place| (place.partition, place.worker)).collect();
+    found.sort();
+    assert_eq!(found, wanted);
+    let shown = status::partitions(&client, None, None).await.unwrap();
+    assert_eq!(shown.into_iter().map(|one| (one.partition, one.worker)).collect::<Vec<_>>(), wanted);
+    let sql = "select partition, worker from afterimage.positions order by 1";
+    let rows = client.query(sql, &[]).await.unwrap();
+    assert_eq!(rows.iter().map(|row| (row.get(0), row.get(1))).collect::<Vec<_>>(), wanted);
+    let changed = "lookup fields changed";
+    assert_eq!(
+        strings(&client, CLAIMS).await,
+        [
+            "1:1 one".to_owned(),
+            "1:2 two".to_owned(),
+            format!("1:3 two, {changed}"),
+            format!("1:4 two, {changed}"),
+            "2:1 one".to_owned(),
+            format!("2:2 one, {changed}"),
+            format!("3:1 -, {changed}")
+        ]
+    );
+}
+
+#[tokio::test]
+async fn fences_of_an_older_schema_name_the_owner_after_an_upgrade() {
+    let (_db, mut client) = Database::sink().await;
+    story::setup(&client).await;
+    client
+        .batch_execute(
+            "drop function afterimage.fence; alter table afterimage.claim drop column reason;
+             delete from afterimage.migration where number = 10;
+             insert into afterimage.claim(position_id, epoch, token, from_next, worker)
+             select position_id, epoch, gen_random_uuid(), 0, worker from (values
+               (1, 1, 'one'), (1, 2, 'lookup fields changed'), (1, 3, 'lookup fields changed'), (1, 4, 'two'),
+               (1, 5, 'lookup fields changed'), (2, 1, 'lookup fields changed')) c(position_id, epoch, worker)",
+        )
+        .await
+        .unwrap();
+    migrate(&mut client).await.unwrap();
+    let changed = ", lookup fields changed";
+    let wanted = [
+        "1:1 one".to_owned(),
+        format!("1:2 one{changed}"),
+        format!("1:3 one{changed}"),
+        "1:4 two".to_owned(),
+        format!("1:5 two{changed}"),
+        format!("2:1 -{changed}"),
+    ];
+    assert_eq!(strings(&client, CLAIMS).await, wanted);
 }
 
 #[tokio::test]

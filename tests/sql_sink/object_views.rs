@@ -274,7 +274,51 @@ async fn more_fields_than_a_view_has_room_for_stay_reachable() {
         .await
         .unwrap();
     assert_eq!((row.get::<_, &str>(0), row.get::<_, &str>(1), row.get::<_, i32>(3)), ("last", "no room", 416));
-    assert!(row.get::<_, &str>(2).contains("416 fields have no room here"), "{}", row.get::<_, &str>(2));
+    let note = view.note.expect("a note");
+    assert!(note.starts_with("416 fields have no room here") && row.get::<_, &str>(2).contains(&note), "{note}");
+}
+
+/// One such field must not keep the others out.
+#[tokio::test]
+async fn a_field_that_can_have_no_column_is_left_out_and_said_to_be() {
+    let (_db, mut client) = Database::sink().await;
+    story::setup(&client).await;
+    let sql = "insert into afterimage.field(object_id, field_no, name, class, types)
+        select 1, 11 + i, name, 'v', '[{\"type\": \"text\"}]' from unnest($1::text[]) with ordinality n(name, i)";
+    let (long, longer) = ("l".repeat(63), "l".repeat(64));
+    let names = ["", "_at", &long, &longer, &"ä".repeat(40), "fine"];
+    client.execute(sql, &[&names.as_slice()]).await.unwrap();
+    let view = search::refresh_view(&mut client, 1).await.unwrap();
+    let cut = "ä".repeat(31);
+    assert_eq!(columns(&client).await, format!("{FIRST}, {long} text, {cut} text, fine text"));
+    let note = view.note.expect("a note");
+    assert!(note.starts_with(&format!("field \"\", field _at, field {longer} can have no column here")), "{note}");
+    assert_eq!(view.left_out, 3);
+    let said = "select note, left_out from afterimage.typed_views";
+    let row = client.query_one(said, &[]).await.unwrap();
+    assert_eq!((row.get::<_, String>(0), row.get::<_, i32>(1)), (note, 3));
+    // As it should be, as far as it can be: nothing is made again.
+    let made = "select refreshed_at from afterimage.object_view";
+    let before: std::time::SystemTime = client.query_one(made, &[]).await.unwrap().get(0);
+    search::refresh_view(&mut client, 1).await.unwrap();
+    assert_eq!(client.query_one(made, &[]).await.unwrap().get::<_, std::time::SystemTime>(0), before);
+}
+
+#[tokio::test]
+async fn what_keeps_a_view_from_being_made_is_noted_until_it_is() {
+    let (_db, mut client) = Database::sink().await;
+    story::setup(&client).await;
+    assert_eq!(search::view_name(&client, 1).await.unwrap(), "emea_history.account");
+    let said =
+        "select note || coalesce(' ' || refreshed_at, ' never') from afterimage.typed_views where view = 'account'";
+    search::note_view(&client, 1, "not up to date: no right").await.unwrap();
+    let note: String = client.query_one(said, &[]).await.unwrap().get(0);
+    assert_eq!(note, "not up to date: no right never");
+    let view = search::refresh_view(&mut client, 1).await.unwrap();
+    assert_eq!((view.note, columns(&client).await), (None, FIRST.to_owned()));
+    // Over one that is as it should be: the next success takes the note back all the same.
+    search::note_view(&client, 1, "not up to date: another").await.unwrap();
+    assert_eq!(search::refresh_view(&mut client, 1).await.unwrap().note, None);
 }
 
 /// Bare numbers from before their type was declared.
@@ -311,10 +355,8 @@ async fn the_rights_of_a_replaced_function_are_kept_over_an_upgrade() {
     client
         .batch_execute(
             "alter function afterimage.refresh_object_views(smallint, boolean) security definer;
-             drop view afterimage.fields, afterimage.typed_views;
-             drop table afterimage.lookup cascade; drop table afterimage.record_lookup, afterimage.object_view cascade;
-             drop function if exists afterimage.work_lookups, afterimage.refuse_lookup, afterimage.fence;
-             delete from afterimage.migration where number = 8",
+             drop function afterimage.fence; alter table afterimage.claim drop column reason;
+             delete from afterimage.migration where number = 10",
         )
         .await
         .unwrap();

@@ -98,6 +98,48 @@ async fn what_is_not_selected_is_not_folded() {
     }
 }
 
+/// What is guaranteed of a lookup field: a filter on it *can* start at the index at any size, and once it has 100,000
+/// values that is what the planner takes. Below some thousands it may read `record_lookup` whole, a few pages, because that
+/// is cheaper; the records behind it are found by index either way, and the rows are the same.
+#[tokio::test]
+async fn a_lookup_starts_at_its_index_where_that_pays() {
+    let (_db, client) = filled().await;
+    client
+        .batch_execute(
+            "insert into afterimage.lookup(object_id, name, state, upto_rid, fenced) values (1, 'external_id__c', 'ready', 4000, '{}');
+             insert into afterimage.record_lookup(object_id, field_no, value, rid)
+               select 1, 11, 'x' || (rid - 1), rid from afterimage.record where object_id = 1 and rid <= 300;
+             analyze afterimage.record_lookup; select afterimage.refresh_object_views(1::smallint)",
+        )
+        .await
+        .unwrap();
+    let article = "select name, sfid, score__c, id from emea_history.account where external_id__c = 'x41' order by id";
+    let found = async || client.query(article, &[]).await.unwrap().len();
+    let small = plan(&client, article).await;
+    // `record_lookup` begins with the same letters: a blank ends the name.
+    assert_no_scan_of(&small, &["record ", "keyframe", "delta"]);
+    assert_eq!(found().await, 5);
+    client.batch_execute("set enable_seqscan = off").await.unwrap();
+    let possible = plan(&client, article).await;
+    assert!(possible.contains("record_lookup_pkey"), "{possible}");
+    client.batch_execute("reset enable_seqscan").await.unwrap();
+
+    client
+        .batch_execute(
+            "insert into afterimage.record(object_id, sfid, home)
+               select 1, to_char(i, '\"002\"FM000000000000000'), 1 from generate_series(1, 100000) i;
+             insert into afterimage.record_lookup(object_id, field_no, value, rid)
+               select 1, 11, 'x' || (rid - 1), rid from afterimage.record where object_id = 1 on conflict do nothing;
+             analyze afterimage.record; analyze afterimage.record_lookup",
+        )
+        .await
+        .unwrap();
+    let large = plan(&client, article).await;
+    assert_no_scan_of(&large, &["record", "keyframe", "delta", "record_lookup"]);
+    assert!(large.contains("record_lookup_pkey"), "{large}");
+    assert_eq!(found().await, 5);
+}
+
 /// A record of 10,000 versions costs one chain.
 #[tokio::test]
 async fn as_of_reads_one_chain_of_a_long_record() {
