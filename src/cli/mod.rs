@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::config::{Config, Sources, without_passwords};
+use crate::config::{Config, Sources};
 use crate::telemetry;
 
 /// The program: parses the process's arguments and runs the verb.
@@ -31,7 +31,7 @@ pub fn main() -> ExitCode {
             // It quotes what was typed, in colours if somebody sees them.
             let text = error.render();
             let text = if std::io::stderr().is_terminal() { text.ansi().to_string() } else { text.to_string() };
-            eprint!("{}", without_passwords(&text));
+            print::stderr(&text);
             return Exit::Usage.into();
         }
         // Help and the version: clap prints them, and exits with 0.
@@ -43,11 +43,7 @@ pub fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
-            if json || telemetry::is_json() {
-                eprint!("{}", without_passwords(&failure.json()))
-            } else {
-                eprint!("{}", without_passwords(&failure.to_string()))
-            }
+            print::stderr(&if json || telemetry::is_json() { failure.json() } else { failure.to_string() });
             failure.exit.into()
         }
     }

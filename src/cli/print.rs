@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use super::args::Cli;
 use super::failure::{Exit, Failure};
-use crate::config::Config;
+use crate::config::{Config, without_passwords};
 
 /// Writes to stdout. A reader that has seen enough (`| head`) is not a failure.
 pub(super) fn stdout(text: &str) -> Result<(), Failure> {
@@ -22,6 +22,11 @@ pub(super) fn to_reader(text: &str) -> Result<bool, Failure> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(Failure::new(Exit::Failed, "stdout", error)),
     }
+}
+
+/// Writes to stderr, without passwords. Nobody may be reading it: that changes no exit code.
+pub(super) fn stderr(text: &str) {
+    let _ = std::io::stderr().write_all(without_passwords(text).as_bytes());
 }
 
 /// `config show`.
