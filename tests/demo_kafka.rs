@@ -5,6 +5,7 @@
 mod support;
 
 use std::process::{Child, Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::Value;
@@ -47,19 +48,28 @@ async fn a_guest_removes_its_own_topics_and_those_of_dead_demos_only() {
     let broker = Broker::shared();
     // Of a demo that was killed long ago, of one that began as long ago and lives, and of somebody else.
     let (dead, living, other) = ("afterimage-demo-60000000-00000a.", "afterimage-demo-60000000-00000b.", "orders.");
+    // Of one that was killed just now, and of one that has only made its topics yet.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let young = |number: char| format!("afterimage-demo-{now:x}-00000{number}.");
+    let (killed, beginning) = (young('c'), young('d'));
     let topic = |prefix: &str| format!("{prefix}calm_connector_27001.emea.account");
-    for prefix in [dead, living, other] {
+    for prefix in [dead, living, other, &killed, &beginning] {
         broker.create_topic(&topic(prefix), 1).await;
     }
-    let owner: BaseConsumer = broker.client().set("group.id", format!("{living}owner")).create().unwrap();
-    owner.subscribe(&[&topic(living)]).unwrap();
-    wait_for("the living demo's membership", LONG, async || {
-        let groups =
-            owner.fetch_group_list(Some(&format!("{living}owner")), LONG).map_err(|error| error.to_string())?;
-        let members: usize = groups.groups().iter().map(|group| group.members().len()).sum();
-        if members == 1 { Ok(()) } else { Err(format!("{members} members")) }
-    })
-    .await;
+    let owner = async |prefix: &str| {
+        let owner: BaseConsumer = broker.client().set("group.id", format!("{prefix}owner")).create().unwrap();
+        owner.subscribe(&[&topic(prefix)]).unwrap();
+        wait_for("a demo's membership", LONG, async || {
+            let groups =
+                owner.fetch_group_list(Some(&format!("{prefix}owner")), LONG).map_err(|error| error.to_string())?;
+            let members: usize = groups.groups().iter().map(|group| group.members().len()).sum();
+            if members == 1 { Ok(()) } else { Err(format!("{members} members")) }
+        })
+        .await;
+        owner
+    };
+    let _living = owner(living).await;
+    drop(owner(&killed).await);
 
     let told = report(&["--broker", &broker.bootstrap(), "--events", "3000"]).await;
     assert_whole(&told, "as a guest");
@@ -68,7 +78,7 @@ async fn a_guest_removes_its_own_topics_and_those_of_dead_demos_only() {
         let mut left = broker.topics().await;
         left.retain(|name| name.contains("calm_connector_27001"));
         left.sort();
-        if left == [topic(living), topic(other)] { Ok(()) } else { Err(left.join(" ")) }
+        if left == [topic(living), topic(&beginning), topic(other)] { Ok(()) } else { Err(left.join(" ")) }
     })
     .await;
 }

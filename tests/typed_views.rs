@@ -198,6 +198,11 @@ async fn a_lookup_declared_beside_a_running_worker_is_complete() {
     assert_eq!(strings(&client, found).await, (50..60).map(sfid).collect::<Vec<_>>());
     one.stop();
     two.stop();
+    // Who is only asked to read the lookup fields anew claims again at once: nobody else wants these partitions.
+    for log in [one.log(), two.log()] {
+        assert!(!log.contains("another worker holds a partition"), "{log}");
+    }
+    assert!(one.log().contains("the lookup fields of its object have changed"), "{}", one.log());
     assert_conserved(&client, &stream.ends()).await;
 
     // No longer declared: its rows go, what they found is found all the same.

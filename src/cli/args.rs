@@ -17,6 +17,7 @@ Exit codes:
   2  wrong usage or configuration
   3  the sink's schema is missing, too old or too new: afterimage migrate
   4  halted on purpose: going on could lose or mix history
+  130  a demo was ended by a signal before it was done
 
 Configuration: flag > AFTERIMAGE_* variable > Heroku's variables > file > default.
 `afterimage config show` prints every key with its value and where it came from.";

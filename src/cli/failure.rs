@@ -27,6 +27,8 @@ pub enum Exit {
     /// 4: stopped on purpose because going on could lose or mix history: a recreated topic, two
     /// deployments on one sink, a flood of dead letters.
     Halted = 4,
+    /// 130, as shells say of Ctrl-C: a demo was ended by a signal before it was done.
+    Interrupted = 130,
 }
 
 impl From<Exit> for ExitCode {

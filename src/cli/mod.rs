@@ -16,12 +16,12 @@ mod verbs;
 pub use args::{Cli, Command, ConfigCommand, GlobalArgs, MigrateArgs, RunArgs, StatusArgs, TypesArgs};
 pub use failure::{Exit, Failure};
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::config::{Config, Sources, without_passwords};
+use crate::config::{Config, Sources};
 use crate::telemetry;
 
 /// The program: parses the process's arguments and runs the verb.
@@ -32,7 +32,7 @@ pub fn main() -> ExitCode {
             // It quotes what was typed, in colours if somebody sees them.
             let text = hint::with_nearest(error).render();
             let text = if std::io::stderr().is_terminal() { text.ansi().to_string() } else { text.to_string() };
-            complain(&text);
+            print::stderr(&text);
             return Exit::Usage.into();
         }
         // Help and the version.
@@ -42,7 +42,7 @@ pub fn main() -> ExitCode {
             return match print::stdout(&text) {
                 Ok(()) => Exit::Ok.into(),
                 Err(failure) => {
-                    complain(&failure.to_string());
+                    print::stderr(&failure.to_string());
                     failure.exit.into()
                 }
             };
@@ -54,15 +54,10 @@ pub fn main() -> ExitCode {
     match dispatch(cli) {
         Ok(()) => Exit::Ok.into(),
         Err(failure) => {
-            complain(&if json || telemetry::is_json() { failure.json() } else { failure.to_string() });
+            print::stderr(&if json || telemetry::is_json() { failure.json() } else { failure.to_string() });
             failure.exit.into()
         }
     }
-}
-
-/// To stderr, whatever has been typed. Where that is full as well, the exit code has to do.
-fn complain(text: &str) {
-    let _ = std::io::stderr().lock().write_all(without_passwords(text).as_bytes());
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {

@@ -7,7 +7,7 @@ use clap_complete::Shell;
 
 use super::args::Cli;
 use super::failure::{Exit, Failure};
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, LogFormat, without_passwords};
 
 /// Writes to stdout. A reader that has seen enough (`| head`) is not a failure.
 pub(super) fn stdout(text: &str) -> Result<(), Failure> {
@@ -25,6 +25,11 @@ pub(super) fn to_reader(text: &str) -> Result<bool, Failure> {
                 .next("make room where the output goes, or send it elsewhere"))
         }
     }
+}
+
+/// Writes to stderr, without passwords. Nobody may be reading it: that changes no exit code.
+pub(super) fn stderr(text: &str) {
+    let _ = std::io::stderr().write_all(without_passwords(text).as_bytes());
 }
 
 /// `config show`.

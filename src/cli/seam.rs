@@ -160,7 +160,7 @@ pub(super) async fn demo(options: DemoOptions) -> Result<(), Failure> {
             return Failure::new(Exit::Usage, "demo", usage).next("afterimage demo --help");
         }
         match error.downcast_ref::<demo::Interrupted>() {
-            Some(interrupted) => Failure::new(Exit::Failed, "demo", interrupted),
+            Some(interrupted) => Failure::new(Exit::Interrupted, "demo", interrupted),
             None => Failure::of("demo", &error),
         }
     };

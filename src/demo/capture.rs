@@ -12,6 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
 use super::backlog::TopicPartition;
+use super::child::Ended;
 use super::connect::Connect;
 use super::java::{CONNECTOR_PROPERTIES, Java};
 use super::patience::off_the_runtime;
@@ -190,6 +191,11 @@ impl Capture {
     /// How often the connectors were killed.
     pub fn kills(&self) -> u32 {
         self.kills
+    }
+
+    /// What of it has ended by itself since this was asked last.
+    pub fn ended(&mut self) -> Vec<Ended> {
+        self.connect.ended().into_iter().chain(self.source.ended()).collect()
     }
 
     /// The captured database.

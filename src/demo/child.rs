@@ -9,10 +9,11 @@
 //! - the kernel forgets the setting when the child changes its user, so it has to be made after that; the standard
 //!   library runs `pre_exec` hooks after its own `setuid`, which is why the user is changed with `Command::uid`.
 
+use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Child, Command};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::{Mutex, OnceLock, mpsc};
 
 /// What a child is to receive when this process is gone, by any cause.
@@ -116,6 +117,32 @@ impl Drop for Running {
     }
 }
 
+/// A child that ended although nobody asked it to.
+#[derive(Debug)]
+pub struct Ended {
+    /// What it was.
+    pub what: String,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Where its log is.
+    pub log: PathBuf,
+}
+
+impl Ended {
+    /// Looks whether a child runs still; one that does not is taken out of its place.
+    pub fn look(child: &mut Option<Child>, what: &str, log: &Path) -> Option<Ended> {
+        let status = child.as_mut()?.try_wait().ok()??;
+        *child = None;
+        Some(Ended { what: what.to_string(), status, log: log.to_path_buf() })
+    }
+}
+
+impl Display for Ended {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        write!(out, "{} has ended ({}); its log: {}", self.what, self.status, self.log.display())
+    }
+}
+
 /// The last lines of a child's log, for an error message.
 pub fn tail(log: &Path, lines: usize) -> String {
     let text = std::fs::read(log).unwrap_or_default();
@@ -135,7 +162,6 @@ pub fn is_root() -> bool {
 mod tests {
     use super::*;
     use std::io::{BufRead, BufReader};
-    use std::path::PathBuf;
     use std::process::Stdio;
     use std::time::Duration;
 

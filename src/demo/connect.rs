@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::child;
+use super::child::{self, Ended};
 use super::java::{self, Java};
 use super::patience::{Stop, wait};
 use super::postgres::free_port;
@@ -113,6 +113,12 @@ impl Connect {
             Some(status) => bail!("the Connect worker ended with {status}:\n{}", child::tail(&self.log(), 60)),
             None => Ok(()),
         }
+    }
+
+    /// Whether it has ended by itself since this was asked last.
+    pub fn ended(&mut self) -> Option<Ended> {
+        let log = self.log();
+        Ended::look(&mut self.jvm, "Debezium's Connect worker", &log)
     }
 
     /// kill -9, and waits for the end. Offsets since the last flush are forgotten.

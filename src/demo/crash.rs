@@ -1,7 +1,7 @@
 //! kill -9 of a worker in the middle of the demo: who was killed with how much in hand, and when its partitions went on.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -10,6 +10,12 @@ use super::sink::Holder;
 
 /// How far the simulation has come when a worker is killed.
 pub const WHEN: f64 = 0.4;
+
+/// How long it stays dead, as under a supervisor that pauses before it starts a process again. Kafka deals out the
+/// partitions when the dead one's session of 6 s is over, whenever its successor comes before that. The embedded broker
+/// deals them out 5 s after the successor came; if the session lasts beyond that (it looks once a second), the dead one gets
+/// a share, and everybody waits for 5 s more.
+pub const RESTART: Duration = Duration::from_secs(2);
 
 /// What is told of it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -107,7 +113,6 @@ impl CrashWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn holder(partition: i32, worker: &str, epoch: i64, next: i64) -> Holder {
         Holder { partition: ("t".into(), partition), next, epoch, worker: worker.into() }

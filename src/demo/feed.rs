@@ -14,10 +14,13 @@ use super::progress::{Figures, Progress};
 use super::report::thousands;
 use super::simulator::Simulator;
 use super::sink::Sink;
+use super::space;
 use super::workers::Workers;
 
 /// If nothing moves for this long although something waits, the demo gives up and shows the logs.
 const STUCK: Duration = Duration::from_secs(90);
+/// If nothing moves for this long, it is looked whether the disk is full: what then fails is tried again for ever.
+const FULL: Duration = Duration::from_secs(10);
 /// How long partitions without messages may take to be claimed again after a kill.
 const CLAIM: Duration = Duration::from_secs(30);
 /// How often the sink is asked for its positions.
@@ -39,6 +42,8 @@ pub struct Feed<'a> {
     moved: Instant,
     effects_asked: Option<Instant>,
     crash: Option<CrashWatch>,
+    /// When the killed worker is started again, until then.
+    restart: Option<(Instant, String)>,
 }
 
 impl<'a> Feed<'a> {
@@ -60,6 +65,7 @@ impl<'a> Feed<'a> {
             moved: Instant::now(),
             effects_asked: None,
             crash: None,
+            restart: None,
         }
     }
 
@@ -84,6 +90,7 @@ impl<'a> Feed<'a> {
                 // A signal gets its turn, and a worker that could not start is noticed early.
                 tokio::task::yield_now().await;
                 self.workers.check()?;
+                self.restart_if_due()?;
             }
             if self.crash.is_none() && simulator.progress() >= crash::WHEN {
                 match crash_at {
@@ -195,13 +202,23 @@ impl<'a> Feed<'a> {
         // A position may just have been taken from its worker, for lookup fields that changed: it is claimed again soon.
         let at_work: Vec<_> = holders.iter().filter(|holder| self.workers.has(&holder.worker)).cloned().collect();
         let Some(crash) = CrashWatch::choose(&at_work, &self.backlog) else { return Ok(()) };
-        self.workers.crash(self.worker, &crash.worker)?;
+        self.workers.kill(&crash.worker)?;
+        let now = Instant::now();
+        self.restart = Some((now + crash::RESTART, crash.worker.clone()));
         self.progress.say(&format!(
-            "worker {} was killed (kill -9) with {} messages in hand, and started again",
+            "worker {} was killed (kill -9) with {} messages in hand; it comes back in {} s",
             crash.worker,
-            thousands(crash.waiting)
+            thousands(crash.waiting),
+            crash::RESTART.as_secs()
         ));
-        self.crash = Some(CrashWatch::begin(crash, Instant::now(), &at_work));
+        self.crash = Some(CrashWatch::begin(crash, now, &at_work));
+        Ok(())
+    }
+
+    fn restart_if_due(&mut self) -> Result<()> {
+        if let Some((_, name)) = self.restart.take_if(|(due, _)| *due <= Instant::now()) {
+            self.workers.restart(self.worker, &name)?;
+        }
         Ok(())
     }
 
@@ -230,6 +247,10 @@ impl<'a> Feed<'a> {
             (self.backlog.total_produced(), self.backlog.total_committed());
         self.progress.show(now, &self.figures);
         self.workers.check()?;
+        self.restart_if_due()?;
+        if self.moved.elapsed() > FULL && space::is_full() {
+            bail!("nothing moves for {FULL:?}\n{}", self.workers.logs());
+        }
         if self.moved.elapsed() > STUCK {
             let (committed, produced) = (self.backlog.total_committed(), self.backlog.total_produced());
             let logs = self.workers.logs();

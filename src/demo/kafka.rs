@@ -10,7 +10,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::child;
+use super::child::{self, Ended};
 use super::java::{self, Java, Jvm};
 use super::patience::{Stop, wait};
 use super::postgres::free_port;
@@ -104,6 +104,12 @@ impl PrivateKafka {
             bail!("the private Kafka is running already");
         }
         self.launch(stop)
+    }
+
+    /// Whether it has ended by itself since this was asked last.
+    pub fn ended(&mut self) -> Option<Ended> {
+        let log = self.log();
+        Ended::look(&mut self.jvm, "the private Kafka", &log)
     }
 
     fn format(&self, controller_port: u16, stop: &Stop) -> Result<()> {

@@ -29,14 +29,15 @@ pub mod settings;
 pub mod simulator;
 mod sink;
 pub mod source;
+mod space;
 pub mod workers;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use broker::Broker;
@@ -48,7 +49,7 @@ use kafka::{PrivateKafka, Size};
 pub use options::{BrokerChoice, CaptureChoice, DemoOptions, Usage, WorkerCommand};
 use patience::off_the_runtime;
 use postgres::{PostgresOptions, PrivatePostgres};
-use progress::Progress;
+use progress::{Progress, say};
 pub use report::DemoReport;
 use scratch::ScratchDir;
 use simulator::{SimOptions, Simulator};
@@ -59,6 +60,8 @@ use workers::Workers;
 const PREFIX: &str = "afterimage-demo";
 /// The database that receives the history.
 const DATABASE: &str = "history";
+/// How often it is looked what has died while everything is kept.
+const WATCH: Duration = Duration::from_millis(250);
 
 /// The demo was ended by a signal before it was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -70,7 +73,7 @@ pub struct Interrupted;
 ///
 /// # Errors
 /// [`Usage`] before anything is started; [`Interrupted`] after SIGINT or SIGTERM; otherwise when a part does not start,
-/// ends, or gets stuck.
+/// ends, or gets stuck; also when what a demo is kept for has died.
 pub async fn run(options: DemoOptions, worker: WorkerCommand) -> Result<DemoReport> {
     options.check()?;
     let mut signals = Signals::listen()?;
@@ -79,15 +82,19 @@ pub async fn run(options: DemoOptions, worker: WorkerCommand) -> Result<DemoRepo
     kafka::sweep_stale();
     connect::sweep_stale();
     scratch::sweep_stale(PREFIX);
+    space::check(&options)?;
 
     let told = tokio::select! {
         told = tell(&options, &worker) => told?,
         () = signals.received() => bail!(Interrupted),
     };
-    let (stage, report) = told;
+    let (mut stage, report) = told;
     if options.keep {
-        stage.invite(&options);
-        signals.received().await;
+        stage.invite(&options, &worker);
+        tokio::select! {
+            ended = stage.watch() => return Err(ended),
+            () = signals.received() => {}
+        }
     }
     stage.close();
     Ok(report)
@@ -99,12 +106,24 @@ struct Stage {
     capture: Option<Capture>,
     broker: Broker,
     postgres: PrivatePostgres,
-    _dir: ScratchDir,
+    dir: ScratchDir,
+}
+
+/// What is played on the stage.
+struct Play<'a> {
+    options: &'a DemoOptions,
+    worker: &'a WorkerCommand,
+    java: Java,
+    simulator: Simulator,
+    prefix: String,
+    partitions: i32,
+    progress: Progress,
+    begun: Instant,
 }
 
 async fn tell(options: &DemoOptions, worker: &WorkerCommand) -> Result<(Stage, DemoReport)> {
     let begun = Instant::now();
-    let mut progress = Progress::new();
+    let progress = Progress::new();
     let choice = options.broker();
     let is_live = options.capture == CaptureChoice::Debezium;
     // First whatever can be missing.
@@ -124,12 +143,13 @@ async fn tell(options: &DemoOptions, worker: &WorkerCommand) -> Result<(Stage, D
         ..SimOptions::new(options.events())
     };
     let partitions = sim_options.partitions;
-    let mut simulator = match options.capture {
+    let simulator = match options.capture {
         CaptureChoice::Simulated => Simulator::new(options.seed, sim_options),
         CaptureChoice::Debezium => Simulator::live(options.seed, sim_options, now),
     };
     let topics = simulator.topics();
     let names: Vec<&str> = topics.iter().map(|topic| &*topic.name).collect();
+    let failed = |error| space::explained(error, String::new);
 
     let dir = ScratchDir::create(PREFIX).context("cannot make a directory for the demo")?;
     let broker = match (&choice, guest) {
@@ -137,86 +157,97 @@ async fn tell(options: &DemoOptions, worker: &WorkerCommand) -> Result<(Stage, D
         (BrokerChoice::Kafka, None) => {
             progress.phase("starting a private Kafka (the first time, Maven fetches it)");
             let java = java.clone();
-            let kafka = off_the_runtime(move |stop| PrivateKafka::start(&java, Size::Small, stop)).await?;
+            let kafka =
+                off_the_runtime(move |stop| PrivateKafka::start(&java, Size::Small, stop)).await.map_err(failed)?;
             Broker::private(kafka, &names, partitions).await?
         }
         _ => Broker::embedded(names.iter().copied(), partitions)?,
     };
     progress.phase("starting a private Postgres");
-    let postgres = PrivatePostgres::start(PostgresOptions::default())?;
-    postgres.create_database(DATABASE).await?;
-    let url = postgres.url(DATABASE);
-    workers::migrate(worker, &url, dir.path()).await?;
-    let mut capture = None;
-    if is_live {
-        progress.phase("starting the source database and Debezium (the first time, Maven fetches it)");
-        let brokers = broker.bootstrap();
-        capture = Some(Capture::start(&java, options.debezium, &simulator, brokers, partitions).await?);
+    let postgres = PrivatePostgres::start(PostgresOptions::default()).map_err(failed)?;
+    let mut stage = Stage { workers: Workers::default(), capture: None, broker, postgres, dir };
+    let play = Play { options, worker, java, simulator, prefix, partitions, progress, begun };
+    match stage.play(play).await {
+        Ok(report) => Ok((stage, report)),
+        Err(error) => Err(space::explained(error, || stage.postgres.log() + &stage.workers.logs())),
     }
+}
 
-    progress.phase("starting workers");
-    let mut workers = Workers::default();
-    for number in 1..=options.workers {
-        let name = format!("demo-{number}");
-        let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, postgres::free_port()?));
-        let state = dir.subdir(&format!("state-{number}"), None)?;
-        let settings = settings::WorkerSettings {
-            name: &name,
-            brokers: broker.bootstrap(),
-            prefix: &prefix,
-            url: &url,
-            state: &state,
-            metrics,
-            topics: &topics,
+impl Stage {
+    /// From an empty database to the report.
+    async fn play(&mut self, play: Play<'_>) -> Result<DemoReport> {
+        let Play { options, worker, java, mut simulator, prefix, partitions, mut progress, begun } = play;
+        let Stage { workers, capture, broker, postgres, dir } = self;
+        let topics = simulator.topics();
+        postgres.create_database(DATABASE).await?;
+        let url = postgres.url(DATABASE);
+        workers::migrate(worker, &url, dir.path()).await?;
+        if options.capture == CaptureChoice::Debezium {
+            progress.phase("starting the source database and Debezium (the first time, Maven fetches it)");
+            let brokers = broker.bootstrap();
+            *capture = Some(Capture::start(&java, options.debezium, &simulator, brokers, partitions).await?);
+        }
+
+        progress.phase("starting workers");
+        for number in 1..=options.workers {
+            let name = format!("demo-{number}");
+            let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, postgres::free_port()?));
+            let state = dir.subdir(&format!("state-{number}"), None)?;
+            let settings = settings::WorkerSettings {
+                name: &name,
+                brokers: broker.bootstrap(),
+                prefix: &prefix,
+                url: &url,
+                state: &state,
+                metrics,
+                topics: &topics,
+            };
+            let config = dir.path().join(format!("worker-{number}.toml"));
+            fs::write(&config, settings.to_toml()?)?;
+            workers.start(worker, &name, metrics, &config)?;
+        }
+
+        let sink = Sink::connect(&url).await?;
+        let all = topics.iter().flat_map(|topic| (0..partitions).map(|partition| (topic.name.clone(), partition)));
+        progress.begin(options.events());
+        let processing = Instant::now();
+        let mut feed = Feed::new(all, &sink, workers, worker, &mut progress);
+        let ends = match capture {
+            Some(capture) => {
+                feed.captured(&mut simulator, capture).await?;
+                capture.ends()
+            }
+            None => {
+                feed.simulated(&mut simulator, broker).await?;
+                broker.flush().await?
+            }
         };
-        let config = dir.path().join(format!("worker-{number}.toml"));
-        fs::write(&config, settings.to_toml()?)?;
-        workers.start(worker, &name, metrics, &config)?;
-    }
+        feed.until_committed().await?;
+        let crash = feed.crash();
+        let processed = processing.elapsed();
+        progress.phase("asking the time machine");
 
-    let sink = Sink::connect(&url).await?;
-    let all = topics.iter().flat_map(|topic| (0..partitions).map(|partition| (topic.name.clone(), partition)));
-    progress.begin(options.events());
-    let processing = Instant::now();
-    let mut feed = Feed::new(all, &sink, &mut workers, worker, &mut progress);
-    let ends = match &mut capture {
-        Some(capture) => {
-            feed.captured(&mut simulator, capture).await?;
-            capture.ends()
+        let listener = postgres.url(report::LISTENER_DATABASE);
+        postgres.create_database(report::LISTENER_DATABASE).await?;
+        let facts = report::Facts {
+            options,
+            simulator: &simulator,
+            ends: &ends,
+            crash,
+            connector_kills: capture.as_ref().map_or(0, Capture::kills),
+            processed,
+            total: begun.elapsed(),
+        };
+        let report = report::gather(&facts, &sink, &url, &listener).await?;
+        progress.end();
+        let text = if options.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() };
+        let mut out = std::io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            // A reader that has seen enough (`| head`) is not a failure.
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print the report"),
+            _ => Ok(report),
         }
-        None => {
-            feed.simulated(&mut simulator, &broker).await?;
-            broker.flush().await?
-        }
-    };
-    feed.until_committed().await?;
-    let crash = feed.crash();
-    let processed = processing.elapsed();
-    progress.phase("asking the time machine");
-
-    let listener = postgres.url(report::LISTENER_DATABASE);
-    postgres.create_database(report::LISTENER_DATABASE).await?;
-    let facts = report::Facts {
-        options,
-        simulator: &simulator,
-        ends: &ends,
-        crash,
-        connector_kills: capture.as_ref().map_or(0, Capture::kills),
-        processed,
-        total: begun.elapsed(),
-    };
-    let report = report::gather(&facts, &sink, &url, &listener).await?;
-    progress.end();
-    let mut out = std::io::stdout().lock();
-    if options.json {
-        serde_json::to_writer_pretty(&mut out, &report)?;
-        writeln!(out)?;
-    } else {
-        write!(out, "{report}")?;
     }
-    out.flush()?;
-    drop(out);
-    Ok((Stage { workers, capture, broker, postgres, _dir: dir }, report))
 }
 
 /// Microseconds since 1970-01-01 UTC, now.
@@ -227,24 +258,44 @@ fn now() -> i64 {
 
 impl Stage {
     /// How to look around while everything is still running. To stderr: stdout may be JSON.
-    fn invite(&self, options: &DemoOptions) {
+    fn invite(&self, options: &DemoOptions, worker: &WorkerCommand) {
         let url = self.postgres.url(DATABASE);
         let org = options.orgs.first().map_or("", String::as_str);
-        eprintln!("\nStill running, until Ctrl-C:");
-        eprintln!("  psql '{url}'");
+        say("\nStill running, until Ctrl-C:");
+        say(&format!("  psql '{url}'"));
         for (what, query) in report::questions(org) {
-            eprintln!("  psql '{url}' -c \"{query}\"    # {what}");
+            say(&format!("  psql '{url}' -c \"{query}\"    # {what}"));
+        }
+        if let Some(first) = self.workers.iter().next() {
+            // Variables win over the file, and whoever has some has them for the real thing.
+            let (program, config) = (worker.program.display(), first.config().display());
+            say(&format!("  env -i '{program}' status --config '{config}'    # where every partition stands"));
         }
         for worker in self.workers.iter() {
-            eprintln!("  curl http://{}/metrics    # worker {}", worker.metrics, worker.name);
+            say(&format!("  curl http://{}/metrics    # worker {}", worker.metrics, worker.name));
         }
         if let Some(capture) = &self.capture {
-            eprintln!(
-                "  psql '{}'    # the captured source; what you change there is history a moment later",
-                capture.source_url()
-            );
+            let url = capture.source_url();
+            say(&format!("  psql '{url}'    # the captured source; what you change there is history a moment later"));
         }
-        eprintln!("  Kafka: {}", self.broker.bootstrap());
+        say(&format!("  Kafka: {}", self.broker.bootstrap()));
+    }
+
+    /// Says what dies of what is kept. Ends when the history's server is dead: there is nothing left to look at.
+    async fn watch(&mut self) -> Error {
+        loop {
+            if let Some(ended) = self.postgres.ended() {
+                let log = child::tail(&ended.log, 25);
+                let error =
+                    anyhow!("{} has ended ({}), and with it what there was to see:\n{log}", ended.what, ended.status);
+                return space::explained(error, || self.postgres.log());
+            }
+            let captured = self.capture.as_mut().map(Capture::ended).unwrap_or_default();
+            for ended in self.workers.ended().into_iter().chain(self.broker.ended()).chain(captured) {
+                say(&format!("afterimage: {ended}"));
+            }
+            tokio::time::sleep(WATCH).await;
+        }
     }
 
     fn close(mut self) {

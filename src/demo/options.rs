@@ -27,12 +27,12 @@ pub struct DemoOptions {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "emea,apac", value_parser = org_name)]
     pub orgs: Vec<String>,
 
-    /// Worker processes that share the topics. One of them is killed with kill -9 on the way.
+    /// Worker processes that share the topics. One of them is killed with kill -9 on the way, and comes back.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub workers: u8,
 
     /// embedded (in this process), kafka (a private Apache Kafka; needs Java and Maven), or HOST:PORT of a running one,
-    /// on which the demo's topics have a prefix of their own and are removed at the end
+    /// on which the demo's topics have a prefix of their own and are removed at the end, or by the next demo if it is killed
     /// [default: embedded; kafka with --capture debezium]
     #[arg(long, value_name = "WHICH", value_parser = broker_choice)]
     pub broker: Option<BrokerChoice>,
@@ -45,7 +45,7 @@ pub struct DemoOptions {
     #[arg(long, value_name = "RELEASE", value_enum, default_value_t = Debezium::V2_7)]
     pub debezium: Debezium,
 
-    /// Leave everything running at the end, until Ctrl-C: to look around with psql.
+    /// Leave everything running at the end, until Ctrl-C: to look around with psql. What dies meanwhile is told.
     #[arg(long)]
     pub keep: bool,
 

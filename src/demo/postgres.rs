@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::child::{self, LastSignal};
+use super::child::{self, Ended, LastSignal};
 use super::scratch::{self, ScratchDir};
 
 /// Start of the names of all data directories made here.
@@ -184,6 +184,12 @@ impl PrivatePostgres {
             bail!("the private PostgreSQL is running already");
         }
         self.launch_on(self.port)?.map_err(|log| anyhow!("the private PostgreSQL did not start again:\n{log}"))
+    }
+
+    /// Whether it has ended by itself since this was asked last.
+    pub fn ended(&mut self) -> Option<Ended> {
+        let log = self.log_path();
+        Ended::look(&mut self.server, "the private PostgreSQL", &log)
     }
 
     fn data(&self) -> PathBuf {

@@ -1,7 +1,7 @@
 //! What the demo shows while it works: a line that moves on a terminal, and now and then a quiet line elsewhere. All of
 //! it goes to stderr; stdout is for the result.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -62,13 +62,13 @@ impl Progress {
     pub fn phase(&self, what: &str) {
         self.bar.set_message(what.to_string());
         if !self.moves {
-            eprintln!("afterimage: {what}");
+            say(&format!("afterimage: {what}"));
         }
     }
 
     /// Something that happened, which stays to be read.
     pub fn say(&self, what: &str) {
-        self.bar.suspend(|| eprintln!("afterimage: {what}"));
+        self.bar.suspend(|| say(&format!("afterimage: {what}")));
     }
 
     /// So many row events are to come.
@@ -92,7 +92,7 @@ impl Progress {
         if !self.moves && now.duration_since(self.told) >= QUIET {
             self.told = now;
             let (made, events) = (thousands(figures.made as i64), thousands(self.events as i64));
-            eprintln!("afterimage: {made} of {events} events, {rest}");
+            say(&format!("afterimage: {made} of {events} events, {rest}"));
         }
     }
 
@@ -106,6 +106,11 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// A line on stderr. Nobody may be listening any more (`2>&1 | head`): that is no reason to end.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The rate is that of the last seconds, in messages committed: what the workers do now.

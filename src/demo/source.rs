@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Statement};
 
+use super::child::Ended;
 use super::postgres::{PostgresOptions, PrivatePostgres};
 use super::simulator::live::{Operation, RowUpdate};
 use super::simulator::tables::{ColumnSpec, Mapped, Role, TABLES, TableSpec};
@@ -68,6 +69,11 @@ impl Source {
     /// Port of the server on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.server.port()
+    }
+
+    /// Whether its server has ended by itself since this was asked last.
+    pub fn ended(&mut self) -> Option<Ended> {
+        self.server.ended().map(|ended| Ended { what: "the captured PostgreSQL".to_string(), ..ended })
     }
 
     /// The captured database.

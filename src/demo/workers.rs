@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::child::{self, LastSignal};
+use super::child::{self, Ended, LastSignal};
 use super::options::WorkerCommand;
 
 /// How long a worker may take to finish its batch and leave, before it is killed.
@@ -27,12 +27,18 @@ pub struct Worker {
     /// Where its `/metrics` answers.
     pub metrics: SocketAddr,
     config: PathBuf,
-    child: Child,
+    /// None while it is dead.
+    child: Option<Child>,
 }
 
 impl Worker {
     fn log(&self) -> PathBuf {
         self.config.with_extension("log")
+    }
+
+    /// Its configuration, which other verbs can be given, too.
+    pub fn config(&self) -> &Path {
+        &self.config
     }
 
     fn launch(worker: &WorkerCommand, config: &Path) -> Result<Child> {
@@ -61,7 +67,7 @@ impl Workers {
     /// When the process cannot be started.
     pub fn start(&mut self, worker: &WorkerCommand, name: &str, metrics: SocketAddr, config: &Path) -> Result<()> {
         let child = Worker::launch(worker, config)?;
-        self.workers.push(Worker { name: name.to_string(), metrics, config: config.to_path_buf(), child });
+        self.workers.push(Worker { name: name.to_string(), metrics, config: config.to_path_buf(), child: Some(child) });
         Ok(())
     }
 
@@ -70,16 +76,30 @@ impl Workers {
         self.workers.iter().any(|worker| worker.name == name)
     }
 
-    /// kill -9 of one of them, and its start anew: the same name, configuration and state directory.
+    /// kill -9 of one of them.
+    ///
+    /// # Errors
+    /// When there is none of this name, or the system refuses.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        if let Some(mut child) = self.named(name)?.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Starts a killed one anew: the same name, configuration and state directory.
     ///
     /// # Errors
     /// When there is none of this name, or it can't be started again.
-    pub fn crash(&mut self, worker: &WorkerCommand, name: &str) -> Result<()> {
-        let victim = self.workers.iter_mut().find(|worker| worker.name == name).context("no worker of this name")?;
-        victim.child.kill()?;
-        victim.child.wait()?;
-        victim.child = Worker::launch(worker, &victim.config)?;
+    pub fn restart(&mut self, worker: &WorkerCommand, name: &str) -> Result<()> {
+        let victim = self.named(name)?;
+        victim.child = Some(Worker::launch(worker, &victim.config)?);
         Ok(())
+    }
+
+    fn named(&mut self, name: &str) -> Result<&mut Worker> {
+        self.workers.iter_mut().find(|worker| worker.name == name).context("no worker of this name")
     }
 
     /// The running workers.
@@ -92,12 +112,19 @@ impl Workers {
     /// # Errors
     /// That one.
     pub fn check(&mut self) -> Result<()> {
-        for worker in &mut self.workers {
-            if let Some(status) = worker.child.try_wait()? {
-                bail!("worker {} ended with {status}:\n{}", worker.name, child::tail(&worker.log(), LINES));
-            }
+        match self.ended().pop() {
+            Some(Ended { what, status, log }) => bail!("{what} ended with {status}:\n{}", child::tail(&log, LINES)),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Those that have ended by themselves since this was asked last.
+    pub fn ended(&mut self) -> Vec<Ended> {
+        let ended = |worker: &mut Worker| {
+            let log = worker.log();
+            Ended::look(&mut worker.child, &format!("worker {}", worker.name), &log)
+        };
+        self.workers.iter_mut().filter_map(ended).collect()
     }
 
     /// The ends of all logs, for an error message.
@@ -108,20 +135,15 @@ impl Workers {
             .collect()
     }
 
-    /// Asks all workers to finish, waits for them, and says how each ended. One that does not end in time is killed.
+    /// Asks all that run to finish, waits for them, and says how each ended. One that does not end in time is killed.
     pub fn stop(&mut self) -> Vec<(String, Option<ExitStatus>)> {
-        for worker in &self.workers {
-            // A worker that is gone already has been waited for or will be below.
-            let _ = child::signal(&worker.child, libc::SIGTERM);
+        for child in self.workers.iter().filter_map(|worker| worker.child.as_ref()) {
+            // A worker that is gone already will be waited for below.
+            let _ = child::signal(child, libc::SIGTERM);
         }
         let deadline = Instant::now() + PATIENCE;
-        self.workers
-            .drain(..)
-            .map(|mut worker| {
-                let status = wait_until(&mut worker.child, deadline);
-                (worker.name, status)
-            })
-            .collect()
+        let running = self.workers.drain(..).filter_map(|worker| Some((worker.name, worker.child?)));
+        running.map(|(name, mut child)| (name, wait_until(&mut child, deadline))).collect()
     }
 }
 
@@ -256,12 +278,14 @@ mod tests {
                 std::thread::yield_now();
             }
             if lives == 1 {
-                workers.crash(&stand_in(&dir, script), "demo-1").unwrap();
+                workers.kill("demo-1").unwrap();
+                workers.check().unwrap();
+                workers.restart(&stand_in(&dir, script), "demo-1").unwrap();
             }
         }
         workers.check().unwrap();
         assert!(!log(&dir).contains("asked"), "kill -9 asks nobody: {}", log(&dir));
-        assert!(workers.crash(&stand_in(&dir, script), "demo-2").is_err());
+        assert!(workers.kill("demo-2").is_err() && workers.restart(&stand_in(&dir, script), "demo-2").is_err());
         assert!(workers.stop()[0].1.is_some_and(|status| status.success()));
     }
 

@@ -15,10 +15,13 @@ use crate::core::position::PositionId;
 use crate::core::record::key_hash;
 use crate::kafka::TopicPartition;
 use crate::postgres::commit::{CommitError, Committed};
+use crate::postgres::search;
 use crate::telemetry::names;
 
 /// How long a fenced partition rests before it is claimed again, if the group still says it is ours.
 pub(super) const REST: Duration = Duration::from_secs(3);
+/// How long the sink may take to say who holds a fenced partition.
+const ASK_TIME: Duration = Duration::from_secs(2);
 /// Positions and lags are shown this often.
 const SHOW: Duration = Duration::from_millis(500);
 
@@ -35,8 +38,11 @@ impl Group {
                 self.pause(&error.to_string());
                 self.claim_again(&error.to_string());
             }
+            Some(Err(CommitError::Fenced { positions, .. })) if self.nobody_else(&positions) => {
+                self.claim_again("the lookup fields of its object have changed");
+            }
             Some(Err(CommitError::Fenced { positions, detail })) => {
-                tracing::warn!(topic = %self.parts.topic, %detail, "fenced: claimed elsewhere, or the lookup fields of its object changed");
+                tracing::warn!(topic = %self.parts.topic, %detail, "fenced: another worker holds a partition");
                 let fenced: Vec<i32> = self
                     .tasks
                     .values()
@@ -56,6 +62,16 @@ impl Group {
                 self.rewind(&error.to_string());
             }
         }
+    }
+
+    /// Whether a fence only asks us to claim again. If the sink does not say, another worker may hold the positions.
+    fn nobody_else(&self, positions: &[PositionId]) -> bool {
+        let asked = async {
+            let client = self.parts.sink.connect().await.ok()?;
+            search::nobody_else(&client, positions).await.ok()
+        };
+        let answer = self.parts.runtime.block_on(async { tokio::time::timeout(ASK_TIME, asked).await });
+        answer.ok().flatten().unwrap_or(false)
     }
 
     pub(super) fn pause(&mut self, reason: &str) {

@@ -21,9 +21,12 @@ const PREFIX: &str = "afterimage-demo-";
 /// Suffix of the group that says that the owner lives.
 const OWNER: &str = "owner";
 /// Suffix of the workers' group, which they make of the prefix and the sink's name.
-const WORKERS: &str = "afterimage.history";
+pub(super) const WORKERS: &str = "afterimage.history";
 /// A demo that is younger may not have joined its group yet.
 const YOUNG: Duration = Duration::from_secs(120);
+/// A group that is there without a member is looked at again after this long: one that is just being joined for the first
+/// time looks the same for the time of a request.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long one question may take.
 const REQUEST: Duration = Duration::from_secs(10);
 
@@ -141,18 +144,28 @@ fn topics_of_demos(consumer: &BaseConsumer) -> Result<Vec<String>> {
 
 /// (prefix, topics) of the demos whose owner is gone.
 fn dead_demos(consumer: &BaseConsumer, topics: &[String]) -> Vec<(String, Vec<String>)> {
-    let prefixes: BTreeSet<&str> = topics.iter().filter_map(|topic| Some(&topic[..=topic.find('.')?])).collect();
+    let mut dead: BTreeSet<&str> = topics.iter().filter_map(|topic| Some(&topic[..=topic.find('.')?])).collect();
     let is_dead = |prefix: &&str| {
         let Some(begun) = begun(prefix) else { return false };
-        if now().saturating_sub(begun) < YOUNG {
-            return false;
-        }
         // A broker that gives no answer about the owner has not said that it is gone.
         let Ok(groups) = consumer.fetch_group_list(Some(&format!("{prefix}{OWNER}")), REQUEST) else { return false };
-        groups.groups().iter().all(|group| group.members().is_empty())
+        let state = groups.groups().first().map(|group| group.state());
+        let is_left = groups.groups().iter().all(|group| group.members().is_empty());
+        is_left && is_over(state, now().saturating_sub(begun))
     };
+    dead.retain(is_dead);
+    if dead.iter().filter_map(|prefix| begun(prefix)).any(|begun| now().saturating_sub(begun) < YOUNG) {
+        std::thread::sleep(AGAIN);
+        dead.retain(is_dead);
+    }
     let own = |prefix: &str| topics.iter().filter(|topic| topic.starts_with(prefix)).cloned().collect();
-    prefixes.into_iter().filter(is_dead).map(|prefix| (prefix.to_string(), own(prefix))).collect()
+    dead.into_iter().map(|prefix| (prefix.to_string(), own(prefix))).collect()
+}
+
+/// Whether an owner's group without members says that its demo is over. A group that is there was joined, and left or
+/// lost: Kafka remembers it for some minutes. One that is not there may not have been joined yet.
+fn is_over(state: Option<&str>, age: Duration) -> bool {
+    state == Some("Empty") || age >= YOUNG
 }
 
 /// When the demo with this prefix began, since 1970. Names of other forms are not a demo's.
@@ -198,6 +211,13 @@ mod tests {
         for other in ["afterimage-demo-.", "afterimage-demo-x-00ab12.", "afterimage-demo-5f-1.", "orders.", ""] {
             assert_eq!(begun(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_demo_that_has_not_joined_its_group_yet_is_not_over() {
+        let (young, old) = (Duration::from_secs(7), YOUNG);
+        assert!(is_over(Some("Empty"), young) && is_over(Some("Empty"), old) && is_over(None, old));
+        assert!(!is_over(Some("Dead"), young) && !is_over(None, young));
     }
 
     #[tokio::test]

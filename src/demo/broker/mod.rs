@@ -16,15 +16,25 @@ use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
+use rdkafka::mocking::MockCoordinator;
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 
+use super::child::Ended;
 use super::kafka::PrivateKafka;
 use super::simulator::SimMessage;
-use guest::{Guest, create_topics};
+use guest::{Guest, WORKERS, create_topics};
 
 /// How long a new group waits for its members before it deals out partitions. The mock's own 3 s make every start slow;
-/// with no wait at all the second worker would always come as a rebalance.
-const FIRST_REBALANCE: Duration = Duration::from_millis(500);
+/// whoever comes later comes as a rebalance, and that takes the mock 5 s.
+const FIRST_REBALANCE: Duration = Duration::from_secs(1);
+/// The embedded broker that coordinates the workers' group, and leads no partition.
+const COORDINATOR: i32 = 1;
+/// The one that leads all partitions.
+const LEADER: i32 = 2;
+/// By how much the coordinator's answers come later. The mock calls a rebalance done when the leading member has dealt
+/// the partitions out, and refuses whoever asks for its share a moment later: that one joins anew, and everybody waits
+/// for 5 s more. The leading member has one question more to ask before it deals, so it comes later by this much.
+const COORDINATION: Duration = Duration::from_millis(100);
 
 /// A running broker and a producer into it. Dropping it stops what was started, and leaves nothing on a broker that
 /// was there before.
@@ -32,7 +42,7 @@ pub struct Broker {
     producer: ThreadedProducer<Deliveries>,
     bootstrap: String,
     _guest: Option<Guest>,
-    _private: Option<PrivateKafka>,
+    private: Option<PrivateKafka>,
 }
 
 /// What the broker acknowledged.
@@ -78,7 +88,7 @@ impl Broker {
     pub fn embedded<'a>(topics: impl IntoIterator<Item = &'a str>, partitions: i32) -> Result<Self> {
         let mut config = producer_config();
         // A consumer gets one message set per partition and fetch: few large sets are quick, many small ones slow.
-        config.set("test.mock.num.brokers", "1").set("linger.ms", "20").set("batch.size", "524288");
+        config.set("test.mock.num.brokers", "2").set("linger.ms", "20").set("batch.size", "524288");
         let producer = config.create_with_context(Deliveries::default()).context("cannot start the embedded broker")?;
         let producer: ThreadedProducer<Deliveries> = producer;
         let bootstrap = {
@@ -86,12 +96,19 @@ impl Broker {
             for topic in topics {
                 cluster
                     .create_topic(topic, partitions, 1)
+                    .and_then(|()| {
+                        (0..partitions).try_for_each(|number| cluster.partition_leader(topic, number, Some(LEADER)))
+                    })
                     .with_context(|| format!("cannot create the topic {topic}"))?;
             }
+            cluster
+                .coordinator(MockCoordinator::Group(WORKERS.to_string()), COORDINATOR)
+                .and_then(|()| cluster.broker_round_trip_time(COORDINATOR, COORDINATION))
+                .context("cannot set up the embedded broker")?;
             cluster.bootstrap_servers()
         };
         shorten_first_rebalance(&producer, FIRST_REBALANCE);
-        Ok(Broker { producer, bootstrap, _guest: None, _private: None })
+        Ok(Broker { producer, bootstrap, _guest: None, private: None })
     }
 
     /// Makes the topics on a private Kafka and keeps it.
@@ -102,7 +119,7 @@ impl Broker {
         let bootstrap = kafka.bootstrap();
         create_topics(&bootstrap, topics, partitions).await?;
         let producer = producer(&bootstrap)?;
-        Ok(Broker { producer, bootstrap, _guest: None, _private: Some(kafka) })
+        Ok(Broker { producer, bootstrap, _guest: None, private: Some(kafka) })
     }
 
     /// Makes the topics on a running broker, as a guest.
@@ -113,7 +130,13 @@ impl Broker {
         let bootstrap = guest.bootstrap().to_string();
         let guest = guest.bring(topics, partitions).await?;
         let producer = producer(&bootstrap)?;
-        Ok(Broker { producer, bootstrap, _guest: Some(guest), _private: None })
+        Ok(Broker { producer, bootstrap, _guest: Some(guest), private: None })
+    }
+
+    /// Whether a private one has ended by itself since this was asked last. An embedded one can't, and a guest's is not
+    /// the demo's own.
+    pub fn ended(&mut self) -> Option<Ended> {
+        self.private.as_mut()?.ended()
     }
 
     /// `host:port` for clients.

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 pub use gather::gather;
 pub use story::questions;
-pub use table::{folded, thousands};
+pub use table::{folded, size, thousands};
 
 use super::crash::Crash;
 use super::options::{BrokerChoice, CaptureChoice, DemoOptions};
@@ -26,6 +26,13 @@ use super::sink::Answer;
 pub const LISTENER_DATABASE: &str = "listener";
 /// What the article's listener paid for a version: 4,274 MB for 8,857,770 rows, indexes included.
 pub const ARTICLE_BYTES_PER_VERSION: f64 = 506.0;
+
+/// The most of all records that may miss an event that came late before the report makes a note of it. At the usual size
+/// one or two in a hundred do.
+const MOST_LATE: f64 = 0.05;
+/// A run with fewer events is small: most of its late events come with a reload of a table, and their number depends on
+/// how far workers read apart, not on how much there is besides.
+const SMALL: u64 = 50_000;
 
 /// What the demo knows beside what the sink says.
 #[derive(Debug)]
@@ -215,6 +222,17 @@ impl TruthCheck {
     /// Whether the stored records are what they ought to be.
     pub fn ok(&self) -> bool {
         self.right_histories + self.late == self.records
+    }
+
+    /// What there is to say of the records that miss a late event, if they are many in a run of so many events.
+    pub fn note(&self, events: u64) -> Option<String> {
+        let share = self.late as f64 / self.records.max(1) as f64;
+        let why = if events < SMALL {
+            "a run this small has few other records, and the workers read apart as far as in a large one"
+        } else {
+            "more than a run this large should have; afterimage.late_events has them"
+        };
+        (share > MOST_LATE).then(|| format!("{:.0}% of them, {why}", 100.0 * share))
     }
 }
 

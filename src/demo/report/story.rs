@@ -194,7 +194,10 @@ impl DemoReport {
             thousands(truth.records as i64),
             thousands(truth.late as i64)
         );
-        check(out, truth.ok(), &compared)?;
+        match truth.note(self.emitted.events) {
+            Some(note) if truth.ok() => verdict(out, "note", &format!("{compared}: {note}"))?,
+            _ => check(out, truth.ok(), &compared)?,
+        }
         for difference in &truth.differences {
             writeln!(out, "       {difference}")?;
         }
@@ -229,13 +232,18 @@ impl DemoReport {
             return check(out, false, "no worker had anything in hand that could be killed");
         };
         let seconds = |seconds: Option<f64>| seconds.map_or("never".to_string(), |seconds| format!("{seconds:.1} s"));
+        let (claimed, resumed) = (seconds(crash.claimed_after), seconds(crash.resumed_after));
+        // A part of them may have gone on before the rest was claimed.
+        let in_parts = crash.resumed_after.is_some_and(|at| crash.claimed_after.is_none_or(|all| at < all));
+        let went_on = if in_parts {
+            format!("the first of its partitions commits again after {resumed}, all are claimed again after {claimed}")
+        } else {
+            format!("all of its partitions are claimed again after {claimed}, the first commit follows after {resumed}")
+        };
+        let (worker, committed) = (&crash.worker, thousands(crash.committed));
         let went_on = format!(
-            "kill -9 of worker {} at {} committed messages: its {} partitions claimed again after {}, first commit after {}",
-            crash.worker,
-            thousands(crash.committed),
-            crash.partitions,
-            seconds(crash.claimed_after),
-            seconds(crash.resumed_after)
+            "kill -9 of worker {worker} with {} partitions, at {committed} committed messages: {went_on}",
+            crash.partitions
         );
         check(out, crash.claimed_after.is_some(), &went_on)
     }
@@ -253,7 +261,10 @@ impl DemoReport {
 
 /// A check's line.
 fn check(out: &mut Formatter<'_>, right: bool, what: &str) -> fmt::Result {
-    let verdict = if right { "ok  " } else { "FAIL" };
+    verdict(out, if right { "ok  " } else { "FAIL" }, what)
+}
+
+fn verdict(out: &mut Formatter<'_>, verdict: &str, what: &str) -> fmt::Result {
     write!(out, "{}", folded(&format!("  {verdict} {what}"), WIDTH, 7))
 }
 
