@@ -66,18 +66,23 @@ pub(super) async fn declare(
     Ok(())
 }
 
-/// Whether positions are fenced only so that their owners read the lookup fields anew: nobody else has claimed them.
+/// Whether positions are fenced only so that this worker reads the lookup fields anew: nobody else has claimed them.
 ///
 /// # Errors
 /// When the query fails.
-pub async fn nobody_else(client: &Client, positions: &[PositionId]) -> Result<bool, tokio_postgres::Error> {
+pub async fn nobody_else(
+    client: &Client,
+    worker: &str,
+    positions: &[PositionId],
+) -> Result<bool, tokio_postgres::Error> {
     // The reason is that which `afterimage.fence` gives to its claims.
     let rows = client
         .query_typed(
-            "SELECT coalesce(bool_and(c.reason IS NOT DISTINCT FROM 'lookup fields changed'), false) \
+            "SELECT coalesce(bool_and(c.worker IS NOT DISTINCT FROM $2 \
+               AND c.reason IS NOT DISTINCT FROM 'lookup fields changed'), false) \
              FROM afterimage.position p LEFT JOIN afterimage.claim c USING (position_id, epoch) \
              WHERE p.position_id = ANY($1)",
-            &[(&positions, Type::INT4_ARRAY)],
+            &[(&positions, Type::INT4_ARRAY), (&worker, Type::TEXT)],
         )
         .await?;
     rows[0].try_get(0)

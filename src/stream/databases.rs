@@ -1,6 +1,9 @@
 //! One database under one org. Two of them mean that two applications' schemas of one name were declared as one org: their
 //! records would be mixed. What comes from the second is not read: its partition is halted in front of it.
 
+// As the chunk holds them, see there.
+#![allow(clippy::vec_box)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -68,7 +68,7 @@ impl Group {
     fn nobody_else(&self, positions: &[PositionId]) -> bool {
         let asked = async {
             let client = self.parts.sink.connect().await.ok()?;
-            search::nobody_else(&client, positions).await.ok()
+            search::nobody_else(&client, &self.parts.sink.worker, positions).await.ok()
         };
         let answer = self.parts.runtime.block_on(async { tokio::time::timeout(ASK_TIME, asked).await });
         answer.ok().flatten().unwrap_or(false)

@@ -45,6 +45,18 @@ pub(super) struct Topics {
     pub running: Vec<Running>,
 }
 
+/// Tells that a topic's thread has ended, also when it panicked: a worker must not go on without one of its topics.
+struct End {
+    topic: String,
+    tell: tokio::sync::mpsc::UnboundedSender<String>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let _ = self.tell.send(std::mem::take(&mut self.topic));
+    }
+}
+
 /// A topic that is known to the sink and has no thread yet.
 pub(super) struct Prepared {
     pub topic: Arc<str>,
@@ -145,10 +157,10 @@ impl Topics {
                 beat: self.health.beat(format!("topic {name}")),
                 runtime: Handle::current(),
             };
-            let ended = self.ended.clone();
+            let end = End { topic: name.clone(), tell: self.ended.clone() };
             let thread = std::thread::Builder::new().name(format!("topic {name}")).spawn(move || {
+                let _end = end;
                 Group::new(parts).run();
-                let _ = ended.send(name);
             });
             let thread = thread.map_err(|error| KafkaError::Fatal(format!("no thread for a topic: {error}")))?;
             self.running.push(Running { sender: one.sender, inbox, thread });
@@ -202,5 +214,24 @@ impl Topics {
     /// Whether all threads have ended.
     pub fn have_ended(&self) -> bool {
         self.running.iter().all(|one| one.thread.is_finished())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_topic_is_told_also_when_its_thread_panics() {
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        for (topic, panics) in [("a", false), ("b", true)] {
+            let end = End { topic: topic.into(), tell: tell.clone() };
+            let thread = std::thread::spawn(move || {
+                let _end = end;
+                assert!(!panics, "as it is meant to");
+            });
+            assert_eq!(thread.join().is_err(), panics);
+            assert_eq!(told.try_recv(), Ok(topic.to_owned()));
+        }
     }
 }

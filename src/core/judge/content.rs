@@ -32,7 +32,10 @@ impl Judge<'_> {
             return self.content_of_deleted(arrival, identity, difference);
         }
         if difference.is_empty() {
-            return self.noop_reason(arrival, identity);
+            let reason = self.noop_reason(arrival, identity);
+            // Not stored, for a no-op changes nothing; but a delete may follow soon (see `note_last_seen`).
+            self.remember_hashes(arrival, identity);
+            return reason;
         }
         self.write_difference(arrival, identity, difference);
         self.remember_hashes(arrival, identity);
@@ -90,7 +93,13 @@ impl Judge<'_> {
             None => true,
             Some(stamp) if stamp == record.stamp => true,
             Some(None) => false,
-            Some(Some(stamp)) => was_there_before(stamp, deleted_at),
+            // No-ops do not move the known stamp, so a touched row comes back with a newer one; but an undelete in
+            // Salesforce raises it above the delete. A stamp can lie ahead of its own commit, so a row that was
+            // touched right before a reload is not older than the delete: it is known by all its system columns being
+            // those of its last event, if this process saw that (see `note_last_seen`).
+            Some(Some(stamp)) => {
+                stamp < cut_like(deleted_at, stamp) || arrival.event.row.system_hash == record.system_hash
+            }
         }
     }
 
@@ -162,28 +171,34 @@ impl Judge<'_> {
         }
     }
 
+    /// Keeps what the status and system columns were before a delete, which tells nothing of them: the newest are those of
+    /// the last event, no-op or not, where the front still has it or the same chunk held it.
+    pub(super) fn note_last_seen(&mut self, identity: &str) {
+        if let Some(sides) = self.front.sides(key_hash(self.object.object_id, identity)) {
+            let record = self.record_mut(identity);
+            (record.status_hash, record.system_hash) = sides;
+        }
+    }
+
     pub(super) fn remember_hashes(&mut self, arrival: &Arrival<'_>, identity: &str) {
         let now = (arrival.event.row.status_hash, arrival.event.row.system_hash);
-        let record = self.record_mut(identity);
-        (record.status_hash, record.system_hash) = now;
+        let record = self.record(identity);
+        // What a sealed batch shares is copied to be changed.
+        if (record.status_hash, record.system_hash) != now {
+            let record = self.record_mut(identity);
+            (record.status_hash, record.system_hash) = now;
+        }
     }
 }
 
-/// Whether a row of this stamp was there before the delete. No-ops do not move the known stamp, so a touched row comes
-/// back from a reload with a newer one; but an undelete in Salesforce raises it above the delete.
-///
-/// A stamp shows seconds or milliseconds, the delete's time microseconds. Within one second both may have happened, and
-/// it counts as an undelete. Within one millisecond nobody deletes and undeletes; but a row that was touched right
-/// before a reload can have a stamp that was rounded up, beyond its own commit and the delete's millisecond.
-fn was_there_before(stamp: Micros, deleted_at: Micros) -> bool {
-    const SECOND: Micros = 1_000_000;
-    const MILLISECOND: Micros = 1_000;
-    let cut = |unit: Micros| deleted_at.div_euclid(unit) * unit;
-    if stamp % SECOND == 0 {
-        stamp < cut(SECOND)
-    } else if stamp % MILLISECOND == 0 {
-        stamp <= cut(MILLISECOND)
+/// `at` cut to the precision that `stamp` shows.
+fn cut_like(at: Micros, stamp: Micros) -> Micros {
+    let unit = if stamp % 1_000_000 == 0 {
+        1_000_000
+    } else if stamp % 1_000 == 0 {
+        1_000
     } else {
-        stamp < deleted_at
-    }
+        1
+    };
+    at.div_euclid(unit) * unit
 }

@@ -400,6 +400,7 @@ impl Judge<'_> {
             self.take_home(arrival, identity);
         }
         self.record_mut(identity).deleted_key = Some(event.key.clone());
+        self.note_last_seen(identity);
         self.write(arrival, identity, VersionOp::Delete, arrival.time(), arrival.travel(), Vec::new());
         self.lose_key(arrival, identity, &event.key);
         Ok(Counter::Delta)
