@@ -90,7 +90,7 @@ pub const KEYS: &[Key] = &[
     key(
         "state.front",
         Some("64MB"),
-        "most memory for knowing repeated events without decoding them (44 bytes a record), all topics together",
+        "most memory for knowing repeated events without decoding them (40 bytes a record), all topics together",
     ),
     key("commit.max_rows", Some("10000"), "most rows of one commit"),
     key("commit.max_bytes", Some("8MB"), "most bytes of rows of one commit"),

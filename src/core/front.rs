@@ -12,16 +12,12 @@ use super::decode::Print;
 use super::event::Lsn;
 use super::position::{Counter, PositionId};
 
-/// Entries of a set: a record stands in one of them, or nowhere.
+/// Entries with one hash that are looked through.
 const WAYS: usize = 8;
 /// Sets of a new table.
 const FEWEST: usize = 128;
 
-/// What a set's entries are known by, 0 = free. Apart from the entries, so that one look at one line of memory tells which
-/// of them to read: the table is larger than the processor's cache, and every message asks it.
-type Tags = [u32; WAYS];
-
-/// One record's last judged event.
+/// One record's last judged event; `lsn` 0 = free.
 #[derive(Debug, Clone, Copy, Default)]
 struct Entry {
     record: i64,
@@ -34,7 +30,6 @@ struct Entry {
 /// See the module.
 #[derive(Debug)]
 pub struct Front {
-    tags: Vec<Tags>,
     entries: Vec<Entry>,
     used: usize,
     most: usize,
@@ -44,14 +39,14 @@ impl Front {
     /// An empty one that takes at most this many bytes; 0 switches it off.
     pub fn new(bytes: usize) -> Self {
         // A power of two of sets, and growing holds two tables for a moment.
-        let sets = bytes / (WAYS * size_of::<Entry>() + size_of::<Tags>());
+        let sets = bytes / (WAYS * size_of::<Entry>());
         let most = if sets == 0 { 0 } else { WAYS << sets.ilog2() };
-        Front { tags: Vec::new(), entries: Vec::new(), used: 0, most }
+        Front { entries: Vec::new(), used: 0, most }
     }
 
     /// Bytes taken now.
     pub fn bytes(&self) -> usize {
-        self.entries.capacity() * size_of::<Entry>() + self.tags.capacity() * size_of::<Tags>()
+        self.entries.capacity() * size_of::<Entry>()
     }
 
     /// Whether the event repeats the last judged one. Says nothing of events that come later.
@@ -98,14 +93,12 @@ impl Front {
             && let Some(entry) = self.entries.get_mut(at)
         {
             *entry = Entry::default();
-            self.tags[at / WAYS][at % WAYS] = 0;
             self.used -= 1;
         }
     }
 
     /// Nothing is known any more.
     pub fn clear(&mut self) {
-        self.tags.fill(Tags::default());
         self.entries.fill(Entry::default());
         self.used = 0;
     }
@@ -117,29 +110,14 @@ impl Front {
         })
     }
 
-    fn set(&self, record: i64) -> usize {
-        record as u64 as usize & self.tags.len().wrapping_sub(1)
+    fn set(&self, record: i64) -> std::ops::Range<usize> {
+        let sets = self.entries.len() / WAYS;
+        let set = if sets == 0 { 0 } else { record as u64 as usize & (sets - 1) };
+        set * WAYS..(set * WAYS + WAYS).min(self.entries.len())
     }
 
-    #[inline]
     fn find(&self, record: i64) -> Option<usize> {
-        let set = self.set(record);
-        let mut ways = self.ways(set, tag(record))?;
-        while ways != 0 {
-            let at = set * WAYS + ways.trailing_zeros() as usize;
-            if self.entries.get(at).is_some_and(|entry| entry.record == record) {
-                return Some(at);
-            }
-            ways &= ways - 1;
-        }
-        None
-    }
-
-    /// Which entries of a set have a tag, as bits. All are compared, without a branch that nobody could foretell.
-    #[inline]
-    fn ways(&self, set: usize, tag: u32) -> Option<u32> {
-        let tags = self.tags.get(set)?;
-        Some((0..WAYS).fold(0, |ways, way| ways | u32::from(tags[way] == tag) << way))
+        self.set(record).find(|at| self.entries.get(*at).is_some_and(|entry| entry.record == record && entry.lsn != 0))
     }
 
     fn put(&mut self, new: Entry) {
@@ -150,15 +128,11 @@ impl Front {
             self.grow();
             room = self.room(new.record);
         }
+        let set = self.set(new.record);
         // Without room one goes: which one does not matter, so long as it is not always the same.
-        let any = self.set(new.record) * WAYS + (new.content[0] as usize) % WAYS;
-        self.write(known.or(room).unwrap_or(any), new);
-    }
-
-    fn write(&mut self, at: usize, new: Entry) {
+        let at = known.or(room).unwrap_or(set.start + (new.content[0] as usize) % WAYS);
         if let Some(entry) = self.entries.get_mut(at) {
-            let tag = std::mem::replace(&mut self.tags[at / WAYS][at % WAYS], tag(new.record));
-            self.used += usize::from(tag == 0);
+            self.used += usize::from(entry.lsn == 0);
             *entry = new;
         }
     }
@@ -166,26 +140,23 @@ impl Front {
     fn grow(&mut self) {
         let size = (self.entries.len() * 2).clamp(FEWEST * WAYS, self.most.max(FEWEST * WAYS)).min(self.most);
         let old = std::mem::replace(&mut self.entries, vec![Entry::default(); size]);
-        let tags = std::mem::replace(&mut self.tags, vec![Tags::default(); size / WAYS]);
         self.used = 0;
-        for (entry, _) in old.into_iter().zip(tags.into_iter().flatten()).filter(|(_, tag)| *tag != 0) {
-            if let Some(at) = self.room(entry.record) {
-                self.write(at, entry);
-            }
+        for entry in old.into_iter().filter(|entry| entry.lsn != 0) {
+            self.put_back(entry);
         }
     }
 
     /// A free entry of the record's set.
     fn room(&self, record: i64) -> Option<usize> {
-        let set = self.set(record);
-        let free = self.ways(set, 0).filter(|ways| *ways != 0)?;
-        Some(set * WAYS + free.trailing_zeros() as usize)
+        self.set(record).find(|at| self.entries.get(*at).is_some_and(|entry| entry.lsn == 0))
     }
-}
 
-/// Of the hash's upper half: the lower one has chosen the set.
-fn tag(record: i64) -> u32 {
-    (record as u64 >> 32) as u32 | 1
+    fn put_back(&mut self, entry: Entry) {
+        if let Some(slot) = self.room(entry.record).and_then(|at| self.entries.get_mut(at)) {
+            *slot = entry;
+            self.used += 1;
+        }
+    }
 }
 
 /// A row under a key that now comes from another partition is no repeat: its record has to move there.
@@ -236,23 +207,6 @@ mod tests {
         assert_eq!(front.repeat(1, &print(8, 80), 11), Some(Counter::Noop));
         front.clear();
         assert_eq!(front.repeat(1, &print(8, 80), 12), None);
-    }
-
-    #[test]
-    fn records_of_one_set_and_one_tag_are_told_apart() {
-        let mut front = Front::new(1 << 20);
-        // Sets are chosen by the lowest bits, tags by the highest: these differ between the two.
-        let records: Vec<i64> = (0..5).map(|n| 7 << 40 | n << 24 | 3).collect();
-        for (n, record) in records.iter().enumerate() {
-            front.remember(1, &print(*record, n as u128), 10);
-        }
-        front.forget(records[2]);
-        for (n, record) in records.iter().enumerate() {
-            assert_eq!(front.would_repeat(1, &print(*record, n as u128), 11), n != 2, "{n}");
-        }
-        assert_eq!(front.used, 4);
-        front.remember(1, &print(records[2], 9), 12);
-        assert_eq!((front.used, front.sides(records[2])), (5, Some((1, 1))));
     }
 
     #[test]
