@@ -82,7 +82,13 @@ impl Sink {
             modified_no: None,
             modified_by_no: Some(5),
         };
-        let settings = SinkSettings { url: database.url.clone(), tls: Tls::Disable, ca: None, worker: "test".into() };
+        let settings = SinkSettings {
+            url: database.url.clone(),
+            tls: Tls::Disable,
+            ca: None,
+            worker: "test".into(),
+            application: "afterimage/test".into(),
+        };
         let reader = tokio::sync::Mutex::new(database.connect().await);
         Sink { database, settings, source, facts, watcher, reader }
     }

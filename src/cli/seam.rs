@@ -33,7 +33,7 @@ const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `after
 /// Runs a worker until SIGTERM or SIGINT.
 pub(super) async fn run(config: Config, health: Health) -> Result<(), Failure> {
     let kafka = kafka_settings(config.kafka()?, &config);
-    let sink = sink_settings(config.postgres()?, &config);
+    let sink = sink_settings(config.postgres()?, &config, None);
     let topics = topics(&config, &kafka).await?;
     warn_of_namesakes(&sink, &config).await?;
     let settings = RunSettings {
@@ -138,7 +138,7 @@ pub(super) fn signals() -> Result<impl Future<Output = ()>, Failure> {
 
 /// Brings the sink's schema up.
 pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> {
-    let sink = sink_settings(config.postgres()?, &config);
+    let sink = sink_settings(config.postgres()?, &config, Some("migrate"));
     let mut client =
         sink.connect().await.map_err(|error| Failure::new(Exit::Failed, "migrate", error).next(SINK_HINT))?;
     let report = migrate::migrate(&mut client).await.map_err(|error| schema_failure(&error, OWNER_HINT))?;
@@ -173,7 +173,9 @@ fn micros(duration: Duration) -> Micros {
     Micros::try_from(duration.as_micros()).unwrap_or(Micros::MAX)
 }
 
-pub(super) fn sink_settings(postgres: &PostgresSettings, config: &Config) -> SinkSettings {
+/// `verb`: the one that connects, and is no worker, whatever name the configuration gives to one.
+pub(super) fn sink_settings(postgres: &PostgresSettings, config: &Config, verb: Option<&str>) -> SinkSettings {
+    let worker = &config.worker.name;
     SinkSettings {
         url: postgres.url.expose().clone(),
         tls: match postgres.sslmode {
@@ -183,7 +185,8 @@ pub(super) fn sink_settings(postgres: &PostgresSettings, config: &Config) -> Sin
             SslMode::VerifyFull => Tls::VerifyFull,
         },
         ca: postgres.ca.clone(),
-        worker: config.worker.name.clone(),
+        application: verb.map_or_else(|| format!("afterimage/{worker}"), |verb| format!("afterimage {verb}")),
+        worker: worker.clone(),
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) async fn types(args: &TypesArgs) -> Result<(), Failure> {
         let place = if args.org.is_some() { "--org" } else { "--schema" };
         Failure::new(Exit::Usage, place, reason).next("name the org, as [[org]] has it, with --org")
     })?;
-    let settings = seam::sink_settings(config.postgres()?, &config);
+    let settings = seam::sink_settings(config.postgres()?, &config, Some("config types"));
     let client = settings.connect().await.map_err(|error| {
         Failure::new(Exit::Failed, "config types", error)
             .next("check the address, the role, and that the server is up; without a CA at hand add ?sslmode=require")

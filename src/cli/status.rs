@@ -56,7 +56,7 @@ impl Row {
 
 /// Runs the verb.
 pub(super) async fn run(config: Config, args: StatusArgs) -> Result<(), Failure> {
-    let sink = sink_settings(config.postgres()?, &config);
+    let sink = sink_settings(config.postgres()?, &config, Some("status"));
     let kafka = match config.kafka() {
         _ if args.no_broker => Err("--no-broker".to_owned()),
         Ok(kafka) => Ok(kafka_settings(kafka, &config)),

@@ -36,8 +36,11 @@ pub struct SinkSettings {
     pub tls: Tls,
     /// Extra certificate authority, PEM.
     pub ca: Option<PathBuf>,
-    /// Shown in `pg_stat_activity` as `afterimage/<worker>`.
+    /// This process in claims and logs.
     pub worker: String,
+    /// Shown in `pg_stat_activity`: `afterimage/<worker>` of a worker, by which others see that it lives, and something
+    /// else of whoever only asks.
+    pub application: String,
 }
 
 /// The server cannot be reached.
@@ -120,7 +123,7 @@ impl SinkSettings {
             Tls::Require | Tls::VerifyFull => SslMode::Require,
         });
         config
-            .application_name(format!("afterimage/{}", self.worker))
+            .application_name(&self.application)
             .connect_timeout(CONNECT_TIME)
             .tcp_user_timeout(Duration::from_secs(10))
             .keepalives_idle(Duration::from_secs(10))
