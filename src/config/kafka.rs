@@ -72,7 +72,9 @@ pub(super) fn is_printable(property: &str) -> bool {
         "api.key",
     ];
     let property = property.to_ascii_lowercase();
-    !secretive.iter().any(|word| property.contains(word))
+    // A name may be misspelt: of what has to do with logging in, only the method is shown.
+    let login = property.contains("sasl") && !property.contains("sasl.mechanism");
+    !login && !secretive.iter().any(|word| property.contains(word))
 }
 
 /// What a broker list says.

@@ -414,7 +414,7 @@ fn kafka_prefix_stands_before_the_group_once() {
 fn no_secret_is_printed_in_any_form() {
     let file = format!(
         "[kafka]\nbrokers = 'kafka+ssl://h:1'\nca = '''{PEM}'''\ncert = '''{PEM}'''\nkey = '''{PEM}'''\n\
-         [kafka.extra]\nsasl.password = '{PASSWORD}'\nssl.key.password = '{PASSWORD}'\nsasl.oauthbearer.config = '{PASSWORD}'\nfetch.min.bytes = 5\n\
+         [kafka.extra]\nsasl.password = '{PASSWORD}'\nsasl.pasword = '{PASSWORD}'\nssl.key.password = '{PASSWORD}'\nsasl.oauthbearer.config = '{PASSWORD}'\nfetch.min.bytes = 5\n\
          [postgres]\nurl = 'postgres://u:{PASSWORD}@h/d?password={PASSWORD}'"
     );
     let config = from_toml(&file);
