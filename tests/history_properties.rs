@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use afterimage::core::event::Op;
 use afterimage::core::position::Counter;
 use afterimage::core::value::Value;
 use proptest::prelude::*;
@@ -412,7 +413,7 @@ proptest! {
         prop_assert_eq!(once.sink.export(), with_old_offsets(world.sink.export(), &origins));
         // A snapshot read says nothing of how far its partition is (protocol D10): the last one there may be taken for
         // late when it comes again. It is kept, and changes nothing.
-        prop_assert!(world.sink.late.values().all(|late| late.op == 'r'));
+        prop_assert!(world.sink.late.values().all(|late| late.event.op == Op::Read));
         table.compare(&world)?;
     }
 }
@@ -430,7 +431,7 @@ proptest! {
         let world = read(&table.script, &messages, Plan::slices(batch, Restart::Cold));
         let merged = read(&table.script, &table.messages(), Plan::WHOLE);
         for (sfid, told) in &table.told {
-            if told.versions == 0 || world.sink.late.values().any(|late| world.sink.records[&late.rid].sfid == *sfid) {
+            if told.versions == 0 || world.sink.late.values().any(|late| world.sink.records[&late.event.rid].sfid == *sfid) {
                 continue;
             }
             let image = world.sink.image("emea", "account", sfid);

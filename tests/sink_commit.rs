@@ -81,6 +81,7 @@ impl Sink {
             stamp_no: Some(4),
             modified_no: None,
             modified_by_no: Some(5),
+            created_no: None,
         };
         let settings = SinkSettings {
             url: database.url.clone(),

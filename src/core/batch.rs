@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::event::{FieldNo, Lsn, Micros};
+use super::event::{FieldNo, Lsn, Micros, Op};
 use super::overlay::{OldKey, Overlay, PendingRow, Seen};
 use super::position::{Counter, Counters, Passed, PositionId};
 use super::record::{Floor, Record};
@@ -75,29 +75,42 @@ pub struct RegistryChange {
     pub taken_from: Option<Seen>,
 }
 
-/// A row of `afterimage.late_event`.
+/// An event that is kept whole: a row of `afterimage.anchor`, and most of one of `afterimage.late_event`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LateEvent {
+pub struct KeptRow {
     /// Read by.
     pub position_id: PositionId,
     /// Offset.
     pub offset: i64,
     /// Record.
     pub rid: i32,
-    /// `c`, `u`, `d` or `r`.
-    pub op: char,
+    /// What happened.
+    pub op: Op,
     /// Key.
     pub row_key: Box<str>,
     /// LSN.
     pub lsn: Lsn,
     /// Source time.
-    pub at: Option<Micros>,
-    /// Why it is late.
-    pub reason: &'static str,
-    /// Payload; none for a delete.
+    pub at: Micros,
+    /// Its row in stored form; none for a delete.
     pub d: Option<Vec<u8>>,
     /// When it was recorded.
     pub recorded: Micros,
+}
+
+impl KeptRow {
+    fn bytes(&self) -> usize {
+        self.d.as_ref().map_or(0, Vec::len) + 96
+    }
+}
+
+/// A row of `afterimage.late_event`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LateEvent {
+    /// The event.
+    pub event: KeptRow,
+    /// Why it is late.
+    pub reason: &'static str,
 }
 
 /// A row of `afterimage.dead_letter`.
@@ -189,6 +202,8 @@ pub struct SealedBatch {
     pub keys: Vec<KeyChange>,
     /// Late events.
     pub late: Vec<LateEvent>,
+    /// Events that moved or deleted their records.
+    pub anchors: Vec<KeptRow>,
     /// Dead letters.
     pub dead: Vec<DeadLetter>,
     /// Values of lookup fields, ascending, each once.
@@ -209,7 +224,7 @@ impl SealedBatch {
 
     /// Rows it appends.
     pub fn rows(&self) -> usize {
-        self.deltas.len() + self.keyframes.len() + self.late.len() + self.dead.len()
+        self.deltas.len() + self.keyframes.len() + self.late.len() + self.anchors.len() + self.dead.len()
     }
 
     /// Approximate bytes of its rows.
@@ -232,6 +247,7 @@ pub struct OpenBatch {
     records: HashSet<Box<str>, RandomState>,
     keys: HashSet<Box<str>, RandomState>,
     late: Vec<LateEvent>,
+    anchors: Vec<KeptRow>,
     dead: Vec<DeadLetter>,
     lookups: Vec<LookupValue>,
     overlong: BTreeSet<FieldNo>,
@@ -260,7 +276,7 @@ impl OpenBatch {
 
     /// Rows so far.
     pub fn rows(&self) -> usize {
-        self.deltas.len() + self.keyframes.len() + self.late.len() + self.dead.len()
+        self.deltas.len() + self.keyframes.len() + self.late.len() + self.anchors.len() + self.dead.len()
     }
 
     /// Approximate bytes so far.
@@ -382,8 +398,14 @@ impl OpenBatch {
 
     /// Keeps a late event.
     pub fn push_late(&mut self, late: LateEvent) {
-        self.bytes += late.d.as_ref().map_or(0, Vec::len) + 96;
+        self.bytes += late.event.bytes();
         self.late.push(late);
+    }
+
+    /// Keeps an event that moved or deleted its record.
+    pub fn push_anchor(&mut self, anchor: KeptRow) {
+        self.bytes += anchor.bytes();
+        self.anchors.push(anchor);
     }
 
     /// Keeps a dead letter.
@@ -426,6 +448,7 @@ impl OpenBatch {
             advances: self.advances.into_values().collect(),
             cancels: self.cancels,
             late: self.late,
+            anchors: self.anchors,
             dead: self.dead,
             lookups: self.lookups,
             touched: self.touched,

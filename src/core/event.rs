@@ -24,6 +24,23 @@ pub enum Op {
     Read,
 }
 
+impl Op {
+    /// Debezium's letter, also the stored one.
+    pub fn letter(self) -> char {
+        match self {
+            Op::Create => 'c',
+            Op::Update => 'u',
+            Op::Delete => 'd',
+            Op::Read => 'r',
+        }
+    }
+
+    /// By its letter.
+    pub fn from_letter(letter: char) -> Option<Self> {
+        [Op::Create, Op::Update, Op::Delete, Op::Read].into_iter().find(|op| op.letter() == letter)
+    }
+}
+
 /// How a column takes part in history (`afterimage.field.class`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {

@@ -9,6 +9,7 @@ pub mod align;
 pub mod batch;
 pub mod decode;
 pub mod event;
+pub mod fold;
 pub mod format;
 pub mod front;
 pub mod ids;

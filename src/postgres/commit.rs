@@ -21,6 +21,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Transaction};
 
+use super::kept;
 use super::settle::settle;
 use super::wire::Moment;
 use crate::core::batch::{HistoryRow, RegistryChange, SealedBatch};
@@ -157,44 +158,7 @@ pub async fn commit(
 async fn append(transaction: &Transaction<'_>, batches: &[&SealedBatch]) -> Result<(), CommitError> {
     history(transaction, "delta", batches.iter().flat_map(|batch| &batch.deltas)).await?;
     history(transaction, "keyframe", batches.iter().flat_map(|batch| &batch.keyframes)).await?;
-    if batches.iter().any(|batch| !batch.late.is_empty()) {
-        let sink = transaction
-            .copy_in::<_, Bytes>(
-                "COPY afterimage.late_event (position_id, \"offset\", rid, op, row_key, lsn, at, reason, d, recorded_at) \
-                 FROM STDIN (FORMAT binary)",
-            )
-            .await?;
-        let types = [
-            Type::INT4,
-            Type::INT8,
-            Type::INT4,
-            Type::CHAR,
-            Type::BYTEA,
-            Type::INT8,
-            Type::TIMESTAMPTZ,
-            Type::TEXT,
-            Type::BYTEA,
-            Type::TIMESTAMPTZ,
-        ];
-        let mut writer = pin!(BinaryCopyInWriter::new(sink, &types));
-        for late in batches.iter().flat_map(|batch| &batch.late) {
-            let at = late.at.map(Moment);
-            let row: [&(dyn ToSql + Sync); 10] = [
-                &late.position_id,
-                &late.offset,
-                &late.rid,
-                &(late.op as i8),
-                &late.row_key.as_bytes(),
-                &(late.lsn as i64),
-                &at,
-                &late.reason,
-                &late.d,
-                &Moment(late.recorded),
-            ];
-            writer.as_mut().write(&row).await?;
-        }
-        writer.finish().await?;
-    }
+    kept::append(transaction, batches).await?;
     if batches.iter().any(|batch| !batch.dead.is_empty()) {
         let sink = transaction
             .copy_in::<_, Bytes>(
@@ -271,7 +235,7 @@ pub(super) async fn history<'r>(
 }
 
 /// Locks positions and returns the invalidation number that `advance` has to find, by position.
-async fn lock(
+pub(super) async fn lock(
     transaction: &Transaction<'_>,
     batches: &[&SealedBatch],
     held: &BTreeMap<PositionId, Held>,
@@ -402,8 +366,19 @@ async fn take_over(
             log.push((donor, *seq, change.rid, key_hash(batch.object_id, &change.identity)));
         }
     }
-    let donors: BTreeMap<PositionId, i64> = log.iter().map(|(donor, seq, _, _)| (*donor, *seq)).collect();
-    let (ids, seqs): (Vec<i32>, Vec<i64>) = donors.into_iter().unzip();
+    invalidate(transaction, batch.object_id, "m", &log).await
+}
+
+/// Tells positions which of their records are void in caches: position, number in its log, record, key hash. `reason` is
+/// one letter, see `afterimage.invalidation`.
+pub(super) async fn invalidate(
+    transaction: &Transaction<'_>,
+    object_id: i16,
+    reason: &'static str,
+    log: &[(PositionId, i64, i32, i64)],
+) -> Result<(), CommitError> {
+    let newest: BTreeMap<PositionId, i64> = log.iter().map(|(position, seq, _, _)| (*position, *seq)).collect();
+    let (ids, seqs): (Vec<i32>, Vec<i64>) = newest.into_iter().unzip();
     transaction
         .execute_typed(
             "UPDATE afterimage.position p SET inval_seq = d.seq \
@@ -411,28 +386,29 @@ async fn take_over(
             &[(&ids, Type::INT4_ARRAY), (&seqs, Type::INT8_ARRAY)],
         )
         .await?;
-    let donors: Vec<i32> = log.iter().map(|entry| entry.0).collect();
+    let positions: Vec<i32> = log.iter().map(|entry| entry.0).collect();
     let seqs: Vec<i64> = log.iter().map(|entry| entry.1).collect();
     let rids: Vec<i32> = log.iter().map(|entry| entry.2).collect();
     let hashes: Vec<i64> = log.iter().map(|entry| entry.3).collect();
     transaction
         .execute_typed(
             "INSERT INTO afterimage.invalidation (position_id, seq, rid, object_id, key_hash, reason) \
-             SELECT i.position_id, i.seq, i.rid, $5, i.key_hash, 'm' \
+             SELECT i.position_id, i.seq, i.rid, $5, i.key_hash, $6::text::\"char\" \
              FROM unnest($1::int[], $2::bigint[], $3::int[], $4::bigint[]) AS i(position_id, seq, rid, key_hash)",
             &[
-                (&donors, Type::INT4_ARRAY),
+                (&positions, Type::INT4_ARRAY),
                 (&seqs, Type::INT8_ARRAY),
                 (&rids, Type::INT4_ARRAY),
                 (&hashes, Type::INT8_ARRAY),
-                (&batch.object_id, Type::INT2),
+                (&object_id, Type::INT2),
+                (&reason, Type::TEXT),
             ],
         )
         .await?;
     Ok(())
 }
 
-async fn advance(
+pub(super) async fn advance(
     transaction: &Transaction<'_>,
     batches: &[&SealedBatch],
     held: &BTreeMap<PositionId, Held>,

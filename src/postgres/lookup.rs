@@ -7,11 +7,11 @@ use tokio_postgres::{Client, Row, Transaction};
 
 use super::wire::Moment;
 use crate::core::event::{FieldNo, Micros};
-use crate::core::format::{self, VersionOp};
+use crate::core::fold;
+use crate::core::format;
 use crate::core::judge::ObjectFacts;
 use crate::core::overlay::{KeySlot, OldKey, PendingRow};
-use crate::core::record::{CHAIN, Floor, Record, Version};
-use crate::core::value::Value;
+use crate::core::record::{CHAIN, Floor, Record};
 
 /// What Postgres holds cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -142,10 +142,9 @@ fn record(object: &ObjectFacts, row: &Row) -> Result<(Box<str>, Record), LookupE
     record.floor = Floor { lsn: row.try_get::<_, i64>(4)? as u64, ts: floor_ts.map(|at| at.0) };
     let Some(kf): Option<i32> = row.try_get(6)? else { return Ok((identity.into(), record)) };
     let at: Moment = row.try_get(7)?;
-    let mut fold = Fold { object, record: &mut record };
     let d: &[u8] = row.try_get(8)?;
     let shown = if kf == 0 { 0 } else { kf as u32 * CHAIN - 1 };
-    fold.step(shown, at.0, d).map_err(|error| stored(error.to_string()))?;
+    fold::step(object, &mut record, shown, at.0, d).map_err(|error| stored(error.to_string()))?;
     let ats: Option<Vec<Moment>> = row.try_get(9)?;
     let ds: Option<Vec<&[u8]>> = row.try_get(10)?;
     let n = |d: &[u8]| d.get(1).map_or(0, |n| n & 63);
@@ -153,7 +152,8 @@ fn record(object: &ObjectFacts, row: &Row) -> Result<(Box<str>, Record), LookupE
     chain.sort_by_key(|(_, d)| n(d));
     for (at, d) in chain {
         let n = n(d);
-        fold.step(kf as u32 * CHAIN + u32::from(n), at.0, d).map_err(|error| stored(error.to_string()))?;
+        let seq = kf as u32 * CHAIN + u32::from(n);
+        fold::step(object, &mut record, seq, at.0, d).map_err(|error| stored(error.to_string()))?;
     }
     if !record.is_deleted() {
         // It lost its key to another row, or never had one: no delete was seen under what the query found.
@@ -166,51 +166,6 @@ fn key_text(rid: i32, key: Option<&[u8]>) -> Result<Option<Box<str>>, LookupErro
     key.map(|key| std::str::from_utf8(key).map(Into::into))
         .transpose()
         .map_err(|_| LookupError::Stored { rid, reason: "its key is not UTF-8".into() })
-}
-
-/// Folds stored versions into a record, oldest first.
-struct Fold<'a> {
-    object: &'a ObjectFacts,
-    record: &'a mut Record,
-}
-
-impl Fold<'_> {
-    fn step(&mut self, seq: u32, at: Micros, d: &[u8]) -> Result<(), format::FormatError> {
-        let (header, fields) = format::decode(at, d, self.object.stamp_no)?;
-        let record = &mut *self.record;
-        let before = record.head.take();
-        let lsn = if header.lsn != 0 { header.lsn } else { before.as_ref().map_or(0, |head| head.lsn) };
-        record.head = Some(Version {
-            seq,
-            op: header.op,
-            at,
-            raw_at: header.raw_at,
-            no_source_time: header.no_source_time,
-            lsn,
-            position_id: header.position_id,
-            offset: header.offset,
-            recorded: header.recorded,
-        });
-        record.before_delete = if header.op == VersionOp::Delete { before } else { None };
-        if header.stamp.is_some() {
-            record.stamp = header.stamp;
-        }
-        for (no, value) in fields {
-            self.set(no, value);
-        }
-        Ok(())
-    }
-
-    fn set(&mut self, no: FieldNo, value: Value) {
-        let object = self.object;
-        if Some(no) == object.modified_by_no {
-            if let Value::Text(by) = value {
-                self.record.modified_by = Some(by.as_str().into());
-            }
-        } else if Some(no) != object.modified_no && Some(no) != object.stamp_no {
-            self.record.image.set(no, value.view());
-        }
-    }
 }
 
 /// Owner, previous owner and pending rows of these keys; every key is answered.

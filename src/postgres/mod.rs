@@ -2,18 +2,20 @@
 //!
 //! [`client`] connects, [`migrate`] brings the schema up, [`registry`] names orgs, objects, sources and
 //! fields, [`search`] keeps typed views and lookup fields, [`claim`] takes partitions over with a new epoch,
-//! [`lookup`] reads records and keys through, [`source`] looks at the captured database, [`commit`] writes sealed
+//! [`lookup`] reads records and keys through, [`splice`] puts late events in their place, [`source`] looks at the captured database, [`commit`] writes sealed
 //! batches and moves positions in one transaction, [`status`] tells where things stand.
 
 pub mod claim;
 pub mod client;
 pub mod commit;
+mod kept;
 pub mod lookup;
 pub mod migrate;
 pub mod registry;
 pub mod search;
 mod settle;
 pub mod source;
+pub mod splice;
 pub mod status;
 mod wire;
 

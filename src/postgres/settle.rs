@@ -45,7 +45,7 @@ pub(super) async fn settle(transaction: &Transaction<'_>, batch: &SealedBatch) -
 }
 
 /// Values of lookup fields. One that a record had before is there already.
-async fn lookups(transaction: &Transaction<'_>, batch: &SealedBatch) -> Result<(), CommitError> {
+pub(super) async fn lookups(transaction: &Transaction<'_>, batch: &SealedBatch) -> Result<(), CommitError> {
     if batch.lookups.is_empty() {
         return Ok(());
     }

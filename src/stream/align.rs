@@ -59,6 +59,8 @@ pub struct Board {
     waits: AtomicBool,
     /// The topic's thread has much to read.
     busy: AtomicBool,
+    /// Records at home here have late events that wait for their place.
+    late: AtomicBool,
     /// Rises with each new [`Facts`], and when they are forgotten.
     version: AtomicU64,
     facts: Mutex<Option<Facts>>,
@@ -89,6 +91,7 @@ impl Board {
             owned: Mutex::default(),
             waits: AtomicBool::new(false),
             busy: AtomicBool::new(false),
+            late: AtomicBool::new(false),
             version: AtomicU64::new(0),
             facts: Mutex::new(None),
             tasks: Default::default(),
@@ -109,6 +112,16 @@ impl Board {
         let mut facts = lock(&self.facts);
         *facts = None;
         self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Tells the topic's thread that late events of records at home in this partition wait for their place.
+    pub fn late_in(&self, partition: i32) {
+        if lock(&self.owned).contains(&partition) {
+            self.late.store(true, Ordering::Release);
+            if let Some(inbox) = self.inbox.get() {
+                inbox.wake();
+            }
+        }
     }
 
     /// Tasks by state: restoring, running, waiting for other workers.
@@ -203,6 +216,11 @@ impl Align {
             newest: Micros::MIN,
             counted: now,
         }
+    }
+
+    /// Whether late events were found to wait for their place here; asked once.
+    pub fn take_late(&self) -> bool {
+        self.board.late.load(Ordering::Relaxed) && self.board.late.swap(false, Ordering::AcqRel)
     }
 
     /// Whether the task's next event may be taken now; it then counts as taken.

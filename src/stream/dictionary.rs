@@ -67,6 +67,8 @@ impl Dictionary {
         facts.stamp_no = system("systemmodstamp");
         facts.modified_no = system("lastmodifieddate");
         facts.modified_by_no = system("lastmodifiedbyid");
+        let created = self.by_name.get("createddate").filter(|field| field.class == Class::Visible);
+        facts.created_no = created.map(|field| field.no);
         facts.lookups = self
             .by_name
             .values()

@@ -229,6 +229,7 @@ impl Group {
             self.show_lags();
             let taken = self.work();
             self.seal_if_due();
+            self.place_late();
             if taken == 0 {
                 self.wait();
             }

@@ -16,6 +16,7 @@
 //! | `databases.rs` | that one org is fed by one database |
 //! | `committer.rs` | sealed batches to Postgres |
 //! | `settle.rs` | what follows from a commit's outcome |
+//! | `late.rs` | late events into their place |
 //! | `tally.rs` | metrics of a batch |
 //! | `views.rs` | typed views and lookups, beside the stream |
 //!
@@ -36,6 +37,7 @@ mod databases;
 mod dictionary;
 mod group;
 mod images;
+mod late;
 mod merge;
 mod ownership;
 mod settle;
@@ -204,7 +206,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
 
     let beside = [
         tokio::spawn(align::watch(topics.boards.clone(), settings.kafka.clone(), settings.sink.clone())),
-        tokio::spawn(upkeep::look_at_sink(settings.sink.clone(), settings.health.clone())),
+        tokio::spawn(upkeep::look_at_sink(settings.sink.clone(), settings.health.clone(), topics.boards.clone())),
         tokio::spawn(upkeep::tell(
             settings.health.clone(),
             consumer.clone(),

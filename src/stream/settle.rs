@@ -34,14 +34,21 @@ impl Group {
                 self.committed(batch, committed);
             }
             None => self.claim_again("the outcome of a commit is unknown"),
-            Some(Err(error @ CommitError::Unknown(_))) => {
+            Some(Err(error)) => self.failed(error),
+        }
+    }
+
+    /// A commit was refused, or its outcome is unknown.
+    pub(super) fn failed(&mut self, error: CommitError) {
+        match error {
+            error @ CommitError::Unknown(_) => {
                 self.pause(&error.to_string());
                 self.claim_again(&error.to_string());
             }
-            Some(Err(CommitError::Fenced { positions, .. })) if self.nobody_else(&positions) => {
+            CommitError::Fenced { positions, .. } if self.nobody_else(&positions) => {
                 self.claim_again("the lookup fields of its object have changed");
             }
-            Some(Err(CommitError::Fenced { positions, detail })) => {
+            CommitError::Fenced { positions, detail } => {
                 tracing::warn!(topic = %self.parts.topic, %detail, "fenced: another worker holds a partition");
                 let fenced: Vec<i32> = self
                     .tasks
@@ -51,12 +58,12 @@ impl Group {
                     .collect();
                 self.close_and_rest(&fenced, REST);
             }
-            Some(Err(CommitError::Rewind { reason, known })) => {
+            CommitError::Rewind { reason, known } => {
                 self.take_known(known);
                 self.pause(&reason);
                 self.rewind(&reason);
             }
-            Some(Err(error @ (CommitError::Again(_) | CommitError::Refused(_)))) => {
+            error @ (CommitError::Again(_) | CommitError::Refused(_)) => {
                 tracing::error!(topic = %self.parts.topic, %error, "the sink refuses a batch; trying again");
                 self.pause(&error.to_string());
                 self.rewind(&error.to_string());

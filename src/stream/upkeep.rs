@@ -10,11 +10,15 @@ use super::align::Boards;
 use super::ownership::Claims;
 use crate::kafka::{Consumer, KafkaSettings, Metadata, Topic};
 use crate::postgres::client::{SinkSettings, describe};
-use crate::postgres::{migrate, status};
+use crate::postgres::{migrate, splice, status};
 use crate::telemetry::{ASK_SINK, Health, Partitions, names};
 
 /// An answer that takes longer is none.
 const SINK_TIME: Duration = Duration::from_secs(10);
+/// Anchors are looked through this often …
+const DROP_ANCHORS: Duration = Duration::from_secs(30);
+/// … and at most so many dropped at a time.
+const ANCHORS: i64 = 20_000;
 /// How often the worker's own state is told.
 const TELL: Duration = Duration::from_secs(1);
 /// Broker questions.
@@ -57,9 +61,11 @@ pub(super) fn find_topics(kafka: &KafkaSettings) -> mpsc::Receiver<Vec<Topic>> {
     receiver
 }
 
-/// Asks the sink now and then: does it answer, is the schema still the right one, how old is its oldest snapshot?
-pub(super) async fn look_at_sink(sink: SinkSettings, health: Health) {
+/// Asks the sink now and then: does it answer, is the schema still the right one, how old is its oldest snapshot, do late
+/// events wait for their place? And drops the anchors that no late event can need any more.
+pub(super) async fn look_at_sink(sink: SinkSettings, health: Health, boards: Boards) {
     let mut client = None;
+    let mut dropped = Instant::now();
     loop {
         let asked = tokio::time::timeout(SINK_TIME, async {
             let client = match &mut client {
@@ -67,6 +73,15 @@ pub(super) async fn look_at_sink(sink: SinkSettings, health: Health) {
                 slot => slot.insert(sink.connect().await.map_err(|error| error.to_string())?),
             };
             migrate::check(client).await.map_err(|error| error.to_string())?;
+            let waiting = splice::waiting(client).await.map_err(|error| describe(&error))?;
+            for board in boards.all() {
+                let ours = waiting.iter().filter(|(source, _)| *source == board.source_id);
+                ours.for_each(|(_, partition)| board.late_in(*partition));
+            }
+            if dropped.elapsed() > DROP_ANCHORS {
+                dropped = Instant::now();
+                splice::drop_anchors(client, ANCHORS).await.map_err(|error| describe(&error))?;
+            }
             status::oldest_snapshot_seconds(client).await.map_err(|error| describe(&error))
         });
         let answer = asked.await.unwrap_or_else(|_| Err("the sink does not answer".to_owned()));

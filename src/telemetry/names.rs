@@ -93,6 +93,8 @@ declare! {
         "Events read after a newer one of their record and kept as late events.";
     LSN_REGRESSED = "afterimage_lsn_regressed_total", Form::Counter, ["topic"], Count,
         "Events with a lower LSN but a later time than their record's last: the source database was replaced.";
+    LATE_PLACED = "afterimage_late_events_placed_total", Form::Counter, ["topic", "outcome"], Count,
+        "Late events put in their place in the history; outcome: version (history has one of it), no-op (it changes nothing there), kept (it can't be placed; should be 0).";
     LEFT_BEHIND = "afterimage_partitions_left_behind_total", Form::Counter, ["topic"], Count,
         "Partitions that had more to read but were not waited for any longer: one that did not deliver while partitions were merged by source time, or one of another worker that committed nothing for a minute.";
     TAKE_OVERS = "afterimage_take_overs_total", Form::Counter, ["topic"], Count,

@@ -188,6 +188,7 @@ mod judge {
                 self.object.stamp_no = named("systemmodstamp");
                 self.object.modified_no = named("lastmodifieddate");
                 self.object.modified_by_no = named("lastmodifiedbyid");
+                self.object.created_no = named("createddate");
                 assert!(self.decoder.columns().iter().any(|column| column.class == Class::System));
             }
             event

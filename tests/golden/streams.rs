@@ -209,13 +209,13 @@ fn partition_after_partition_no_final_image_is_wrong() {
                 let messages: Vec<Message> = lanes.into_iter().flatten().cloned().collect();
                 world.read_in_order(&name, &messages, Plan::slices(6, Restart::Cold));
             }
-            // What came too late to be placed is kept beside the history, none of it is lost.
+            // What came too late is kept beside the history, none of it is lost.
             for (rid, row) in &merged.sink.records {
                 let (org, object) = {
                     let object = merged.sink.object(row.object_id);
                     (&object.org, &object.name)
                 };
-                if world.sink.late.values().any(|late| world.sink.records[&late.rid].sfid == row.sfid) {
+                if world.sink.late.values().any(|late| world.sink.records[&late.event.rid].sfid == row.sfid) {
                     continue;
                 }
                 let got = world.sink.image(org, object, &row.sfid);
@@ -223,4 +223,48 @@ fn partition_after_partition_no_final_image_is_wrong() {
             }
         }
     }
+}
+
+#[test]
+fn what_came_late_finds_its_place_however_the_partitions_were_read() {
+    for stream in STREAMS {
+        let want = whole(stream).sink.export();
+        let log = stream.log();
+        for seed in 0..40 {
+            for chunk in [1, 3, 12, 50, usize::MAX] {
+                let mut chance = SmallRng::seed_from_u64(seed);
+                let mut world = stream.world(IdentityRule::Auto);
+                for name in world.topics.keys().cloned().collect::<Vec<_>>() {
+                    let lanes = log.iter().filter(|((topic, _), _)| *topic == name).map(|(_, lane)| lane);
+                    let messages = in_turns(lanes.collect(), chunk, &mut chance);
+                    // Now and then, and at the end.
+                    let mut rest = &messages[..];
+                    while !rest.is_empty() {
+                        let (now, later) = rest.split_at(chance.random_range(1..=rest.len()));
+                        world.read_in_order(&name, now, Plan::slices(chance.random_range(1..40), Restart::Warm));
+                        let left = world.place_late();
+                        assert!(left.is_empty(), "{} seed {seed} by {chunk}: {left:?}", stream.file);
+                        rest = later;
+                    }
+                }
+                let how = format!("seed {seed} by {chunk}");
+                right(stream, &world, &how);
+                same(stream, &want, &world.sink.export(), &how);
+            }
+        }
+    }
+}
+
+/// Up to so many messages of one partition, then of another.
+fn in_turns(lanes: Vec<&Vec<Message>>, chunk: usize, chance: &mut SmallRng) -> Vec<Message> {
+    let mut lanes: Vec<&[Message]> = lanes.into_iter().map(Vec::as_slice).collect();
+    let mut out = Vec::new();
+    while !lanes.is_empty() {
+        let at = chance.random_range(0..lanes.len());
+        let (now, later) = lanes[at].split_at(chunk.min(lanes[at].len()));
+        out.extend_from_slice(now);
+        lanes[at] = later;
+        lanes.retain(|lane| !lane.is_empty());
+    }
+    out
 }

@@ -1,5 +1,6 @@
 //! Traces that no recording holds, each read whole, in slices, with restarts and with either store.
 
+use afterimage::core::event::Op;
 use afterimage::core::format::VersionOp;
 use afterimage::core::position::Counter;
 use afterimage::core::value::Value;
@@ -271,7 +272,10 @@ fn an_older_event_of_a_partition_that_lags_is_kept_beside_the_history() {
         assert_eq!(story(world, X), ["create name=A", "update name=C"], "{how}");
         assert_eq!(world.count(Counter::Stale), 1, "{how}");
         let late = world.sink.late.values().next().expect("kept");
-        assert!(late.op == 'u' && late.d.is_some() && &*late.row_key == "1", "{how}: {late:?}");
+        assert!(
+            late.event.op == Op::Update && late.event.d.is_some() && &*late.event.row_key == "1",
+            "{how}: {late:?}"
+        );
     });
 }
 
@@ -475,8 +479,8 @@ fn a_waiting_row_is_taken_by_its_id_also_when_that_comes_late() {
         assert_eq!(story(world, X), ["create name=C notes__c=long"], "{how}");
         assert!(world.sink.pending.is_empty(), "{how}: nobody else may take it");
         let late = world.sink.late.values().next().expect("kept");
-        assert_eq!(late.at, Some(made), "{how}: with the time of the insert");
-        let d = String::from_utf8_lossy(late.d.as_ref().expect("a payload")).into_owned();
+        assert_eq!(late.event.at, made, "{how}: with the time of the insert");
+        let d = String::from_utf8_lossy(late.event.d.as_ref().expect("a payload")).into_owned();
         assert!(d.contains("long"), "{how}: and its text");
     });
 }

@@ -139,6 +139,22 @@ impl World {
         }
     }
 
+    /// Places what was read too late, and lets the stores forget it; says what could not be placed.
+    pub fn place_late(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
+        for topic in self.topics.values() {
+            let (_, object_id) = self.sink.source(&topic.name, &topic.org, &topic.object);
+            let facts = self.sink.facts(object_id, topic.grace, topic.create_window);
+            let (rewritten, kept) = self.sink.place_late(&facts, Micros::MAX);
+            left.extend(kept.into_iter().map(|(sfid, why)| format!("{sfid}: {why}")));
+            if let Some(store) = self.stores.get_mut(&topic.name) {
+                store.retain(|(_, identity), _| !rewritten.iter().any(|sfid| **sfid == **identity));
+            }
+        }
+        self.sink.check();
+        left
+    }
+
     /// Forgets what the stores hold.
     pub fn drop_stores(&mut self) {
         self.stores.clear();

@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use afterimage::core::batch::{Advance, Cancel, DeadLetter, HistoryRow, LateEvent, RegistryChange, SealedBatch};
+use afterimage::core::batch::{Advance, Cancel, DeadLetter, HistoryRow, KeptRow, RegistryChange, SealedBatch};
 use afterimage::core::event::{Class, FieldNo, Micros};
 use afterimage::core::format::{self, Header, VersionOp};
 use afterimage::core::image::Image;
+use afterimage::core::judge::splice::{Kept, KeptEvent, Splice, StoredVersion, Unplaceable, splice};
 use afterimage::core::judge::{FieldFact, ObjectFacts};
 use afterimage::core::overlay::{KeySlot, OldKey, PendingRow};
 use afterimage::core::position::{Counter, Counters, Passed, PositionId};
@@ -81,6 +82,15 @@ pub struct ObjectRow {
     pub fields: Vec<Field>,
 }
 
+/// A row of `late_event`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Late {
+    pub event: KeptRow,
+    pub reason: &'static str,
+    /// Whether history has a version of it, once it is placed.
+    pub outcome: Option<bool>,
+}
+
 /// A row of `old_key`: record, LSN and source time of the event by which it lost the key.
 type KeptKey = (i32, u64, Option<Micros>);
 
@@ -96,7 +106,8 @@ pub struct MemorySink {
     pub deltas: BTreeMap<(i32, i32, u8), (Micros, Vec<u8>)>,
     pub pending: BTreeMap<(i16, Box<str>), Vec<PendingRow>>,
     pub old_keys: BTreeMap<(i16, Box<str>), KeptKey>,
-    pub late: BTreeMap<(PositionId, i64, i32), LateEvent>,
+    pub late: BTreeMap<(PositionId, i64, i32), Late>,
+    pub anchors: BTreeMap<(PositionId, i64, i32), KeptRow>,
     pub dead: BTreeMap<(PositionId, i64), DeadLetter>,
 }
 
@@ -188,6 +199,10 @@ impl MemorySink {
             stamp_no: system("systemmodstamp"),
             modified_no: system("lastmodifieddate"),
             modified_by_no: system("lastmodifiedbyid"),
+            created_no: fields
+                .iter()
+                .find(|field| field.name == "createddate" && field.class == Class::Visible)
+                .map(|field| field.no),
         }
     }
 
@@ -304,8 +319,14 @@ impl MemorySink {
             self.append_keyframe(row);
         }
         for late in &batch.late {
-            let before = self.late.insert((late.position_id, late.offset, late.rid), late.clone());
+            let event = &late.event;
+            let row = Late { event: event.clone(), reason: late.reason, outcome: None };
+            let before = self.late.insert((event.position_id, event.offset, event.rid), row);
             assert!(before.is_none(), "a late event twice: {late:?}");
+        }
+        for anchor in &batch.anchors {
+            let before = self.anchors.insert((anchor.position_id, anchor.offset, anchor.rid), anchor.clone());
+            assert!(before.is_none(), "an anchor twice: {anchor:?}");
         }
         for dead in &batch.dead {
             let before = self.dead.insert((dead.position_id, dead.offset), dead.clone());
@@ -340,6 +361,97 @@ impl MemorySink {
         }
         for advance in &batch.advances {
             self.advance(advance);
+        }
+    }
+
+    // ---- late events ----------------------------------------------------------------------------------
+
+    /// Places what is late of one object's records; returns the records that were rewritten, and why others were not.
+    pub fn place_late(&mut self, facts: &ObjectFacts, now: Micros) -> (Vec<String>, Vec<(String, Unplaceable)>) {
+        let waiting: BTreeSet<i32> = (self.late.values())
+            .filter(|late| late.outcome.is_none() && self.records[&late.event.rid].object_id == facts.object_id)
+            .map(|late| late.event.rid)
+            .collect();
+        let (mut rewritten, mut left) = (Vec::new(), Vec::new());
+        for rid in waiting {
+            let row = self.records[&rid].clone();
+            let mut record = Record::registered(rid, row.home, row.row_key.clone());
+            record.floor = row.floor;
+            let versions = self.stored_versions(rid);
+            let of_anchors = self.anchors.values().map(|anchor| (anchor, Kept::Anchor));
+            let of_late = (self.late.values())
+                .map(|late| (&late.event, if late.outcome.is_some() { Kept::Placed } else { Kept::Late }));
+            let events: Vec<KeptEvent> = of_anchors
+                .chain(of_late)
+                .filter(|(event, _)| event.rid == rid)
+                .map(|(event, kept)| KeptEvent {
+                    op: event.op,
+                    position_id: event.position_id,
+                    offset: event.offset,
+                    lsn: event.lsn,
+                    at: event.at,
+                    recorded: event.recorded,
+                    d: event.d.clone(),
+                    kept,
+                })
+                .collect();
+            match splice(facts, &row.sfid, &record, &versions, &events, now) {
+                Ok(splice) => {
+                    rewritten.extend(splice.from.map(|_| row.sfid.clone()));
+                    self.rewrite(rid, &splice);
+                }
+                Err(reason) => left.push((row.sfid.clone(), reason)),
+            }
+        }
+        (rewritten, left)
+    }
+
+    fn stored_versions(&self, rid: i32) -> Vec<StoredVersion> {
+        let first = self.keyframes.get(&(rid, 0)).map(|(at, d)| (0, 0, *at, d.clone()));
+        let deltas = self.deltas.range((rid, 0, 0)..=(rid, i32::MAX, u8::MAX));
+        let all = first.into_iter().chain(deltas.map(|((_, kf, n), (at, d))| (*kf, *n, *at, d.clone())));
+        all.map(|(kf, n, at, d)| StoredVersion {
+            seq: kf as u32 * CHAIN + u32::from(n),
+            row: HistoryRow { rid, kf, at, d },
+        })
+        .collect()
+    }
+
+    fn rewrite(&mut self, rid: i32, splice: &Splice) {
+        if let (Some(from), Some(keyframe)) = (splice.from, splice.from_keyframe()) {
+            let before = self.deltas.len() + usize::from(self.keyframes.contains_key(&(rid, 0)));
+            self.deltas.retain(|(of, kf, n), _| *of != rid || (*kf as u32 * CHAIN + u32::from(*n)) < from);
+            self.keyframes.retain(|(of, kf), _| *of != rid || *kf < keyframe);
+            let after = self.deltas.len() + usize::from(self.keyframes.contains_key(&(rid, 0)));
+            assert_eq!((before - after) as i64, splice.removed, "as many go as are counted");
+            for row in &splice.deltas {
+                self.append_delta(row);
+            }
+            for row in &splice.keyframes {
+                self.append_keyframe(row);
+            }
+            let home = self.records[&rid].home.expect("a record with a history has a home");
+            let counters = &mut self.positions.get_mut(&home).expect("its row").counters;
+            counters.add(Counter::RowsWritten, splice.written());
+            counters.add(Counter::RowsCancelled, splice.removed);
+        }
+        if let Some(event) = &splice.anchor {
+            let row = KeptRow {
+                position_id: event.position_id,
+                offset: event.offset,
+                rid,
+                op: event.op,
+                row_key: "".into(),
+                lsn: event.lsn,
+                at: event.at,
+                d: event.d.clone(),
+                recorded: event.recorded,
+            };
+            self.anchors.entry((row.position_id, row.offset, rid)).or_insert(row);
+        }
+        self.records.get_mut(&rid).expect("a registered record").floor = splice.floor;
+        for (position, offset, version) in &splice.placed {
+            self.late.get_mut(&(*position, *offset, rid)).expect("a late event").outcome = Some(*version);
         }
     }
 

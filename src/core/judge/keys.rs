@@ -1,7 +1,7 @@
 //! Who holds a key, who writes a record, and what is kept of events that came too late (protocol D9, D10).
 
-use super::{Arrival, Judge, last};
-use crate::core::batch::LateEvent;
+use super::{Arrival, Judge, Travel, last};
+use crate::core::batch::{KeptRow, LateEvent};
 use crate::core::event::{FieldNo, Micros, Op};
 use crate::core::format::{self, VersionOp};
 use crate::core::overlay::{OldKey, PendingRow};
@@ -79,9 +79,15 @@ impl Judge<'_> {
         waiting: &[PendingRow],
     ) {
         let event = arrival.event;
-        let at = waiting.first().map_or(arrival.time(), |insert| insert.at);
-        let fields = arrival.fields.clone();
-        self.late(arrival, identity, "a newer event of its record was read before", at, Some(fields));
+        let reason = "a newer event of its record was read before";
+        let mut kept = self.kept(arrival, identity, arrival.time(), arrival.travel_as_shown(), Some(&arrival.fields));
+        if let Some(insert) = waiting.first() {
+            // In its place it is the insert, valid from then, with what came of it while it waited.
+            let travel = Travel { local: insert.local, stamp: insert.stamp, modified: None, modified_by: None };
+            kept = self.kept(arrival, identity, insert.at, travel, Some(&arrival.fields));
+            kept.op = Op::Create;
+        }
+        self.batch.push_late(LateEvent { event: kept, reason });
         if let Some(owner) = owner {
             let position = arrival.position_id;
             let newer = event.lsn > last(self.record(owner), position, &event.key).lsn;
@@ -107,33 +113,44 @@ impl Judge<'_> {
         arrival: &Arrival<'_>,
         identity: &str,
         reason: &'static str,
-        at: Micros,
-        fields: Option<Vec<(FieldNo, Value)>>,
+        fields: Option<&[(FieldNo, Value)]>,
     ) {
-        let event = arrival.event;
-        let travel = arrival.travel();
-        let rid = self.record(identity).rid;
-        let d = fields.map(|mut fields| {
+        let event = self.kept(arrival, identity, arrival.time(), arrival.travel_as_shown(), fields);
+        self.batch.push_late(LateEvent { event, reason });
+    }
+
+    /// Keeps an event that moved the record, or deleted it, whole: what is read too late is placed before or behind it.
+    pub(super) fn anchor(&mut self, arrival: &Arrival<'_>, identity: &str) {
+        let fields = (arrival.event.op != Op::Delete).then_some(&arrival.fields[..]);
+        let event = self.kept(arrival, identity, arrival.time(), arrival.travel_as_shown(), fields);
+        self.batch.push_anchor(event);
+    }
+
+    fn kept(
+        &self,
+        arrival: &Arrival<'_>,
+        identity: &str,
+        at: Micros,
+        travel: Travel<'_>,
+        fields: Option<&[(FieldNo, Value)]>,
+    ) -> KeptRow {
+        let d = fields.map(|fields| {
+            let mut fields = fields.to_vec();
             let header = self.header(arrival, VersionOp::Update, 0, at, travel);
             self.add_system(&mut fields, &travel, None);
             format::encode(at, &header, self.object.stamp_no, &fields)
         });
-        self.batch.push_late(LateEvent {
+        let event = arrival.event;
+        KeptRow {
             position_id: arrival.position_id,
             offset: arrival.offset,
-            rid,
-            op: match event.op {
-                Op::Create => 'c',
-                Op::Update => 'u',
-                Op::Delete => 'd',
-                Op::Read => 'r',
-            },
+            rid: self.record(identity).rid,
+            op: event.op,
             row_key: event.key.clone(),
             lsn: event.lsn,
-            at: Some(at),
-            reason,
+            at,
             d,
             recorded: arrival.now,
-        });
+        }
     }
 }

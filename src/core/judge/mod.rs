@@ -6,6 +6,7 @@
 
 mod content;
 mod keys;
+pub mod splice;
 mod write;
 
 use std::collections::HashMap;
@@ -62,6 +63,8 @@ pub struct ObjectFacts {
     pub modified_no: Option<FieldNo>,
     /// Field number of `lastmodifiedbyid`.
     pub modified_by_no: Option<FieldNo>,
+    /// Field number of `createddate`, a visible field.
+    pub created_no: Option<FieldNo>,
 }
 
 impl ObjectFacts {
@@ -141,8 +144,14 @@ impl Arrival<'_> {
             // A local write still shows the stamp and the user of the version before it.
             return Travel { local: row.local, stamp: None, modified: None, modified_by: None };
         }
+        self.travel_as_shown()
+    }
+
+    /// Also what a local write still shows of the version before it: it tells whether a delete between was a reload's.
+    fn travel_as_shown(&self) -> Travel<'_> {
+        let row = &self.event.row;
         Travel {
-            local: false,
+            local: row.local,
             stamp: row.stamp.flatten(),
             modified: row.modified.flatten(),
             modified_by: row.modified_by.as_ref().and_then(|by| by.as_deref()),
@@ -248,6 +257,9 @@ impl Judge<'_> {
         if (!first_sight && !key_current) || came_back || foreign || decision == Verdict::JudgeReplaced {
             self.take_home(arrival, identity);
             self.changed(identity);
+            if !first_sight {
+                self.anchor(arrival, identity);
+            }
         }
         if first_sight {
             self.first_version(arrival, identity, waiting);
@@ -379,7 +391,7 @@ impl Judge<'_> {
         if arrival.passed || this_delete {
             return Ok(Counter::Duplicate);
         }
-        self.late(arrival, &old.identity, "a newer event of its record was read before", arrival.time(), None);
+        self.late(arrival, &old.identity, "a newer event of its record was read before", None);
         Ok(Counter::Stale)
     }
 
@@ -389,7 +401,7 @@ impl Judge<'_> {
         match decision {
             Verdict::Duplicate => return Ok(Counter::Duplicate),
             Verdict::Stale => {
-                self.late(arrival, identity, "a newer event of its record was read before", arrival.time(), None);
+                self.late(arrival, identity, "a newer event of its record was read before", None);
                 return Ok(Counter::Stale);
             }
             Verdict::Judge => {}
@@ -401,6 +413,7 @@ impl Judge<'_> {
         }
         self.record_mut(identity).deleted_key = Some(event.key.clone());
         self.note_last_seen(identity);
+        self.anchor(arrival, identity);
         self.write(arrival, identity, VersionOp::Delete, arrival.time(), arrival.travel(), Vec::new());
         self.lose_key(arrival, identity, &event.key);
         Ok(Counter::Delta)
@@ -418,14 +431,7 @@ impl Judge<'_> {
             match decision {
                 Verdict::Duplicate => return Ok(Counter::Duplicate),
                 Verdict::Stale => {
-                    let fields = arrival.fields.clone();
-                    self.late(
-                        arrival,
-                        &owner,
-                        "a row without id under a key of a record",
-                        arrival.time(),
-                        Some(fields),
-                    );
+                    self.late(arrival, &owner, "a row without id under a key of a record", Some(&arrival.fields));
                     return Ok(Counter::Stale);
                 }
                 Verdict::Judge | Verdict::JudgeReplaced => self.steal(arrival, &owner, &event.key),
