@@ -36,7 +36,7 @@ impl Group {
             let now = Group::now();
             let (runtime, sink) = (self.parts.runtime.clone(), self.parts.sink.clone());
             let reader = &mut self.reader;
-            let answer = runtime.block_on(tokio::time::timeout(TIME, async {
+            let asked = async {
                 let client = match reader {
                     Some(client) if !client.is_closed() => client,
                     slot => match sink.connect().await {
@@ -45,7 +45,8 @@ impl Group {
                     },
                 };
                 place(client, &facts, &held, now).await
-            }));
+            };
+            let answer = runtime.block_on(async { tokio::time::timeout(TIME, asked).await });
             match answer {
                 Ok(Ok(None)) => {}
                 Ok(Ok(Some(placed))) => {

@@ -30,7 +30,12 @@ pub struct Stream {
     /// The stamp of each record's row.
     stamps: BTreeMap<u32, i64>,
     wanted: BTreeMap<String, Vec<Entry>>,
+    /// What a partition's messages wait for, if it lags.
+    held: BTreeMap<i32, Vec<Waiting>>,
 }
+
+/// A message that is not sent yet: key and value.
+type Waiting = (Option<Vec<u8>>, Option<Vec<u8>>);
 
 impl Stream {
     /// A new topic of the embedded broker.
@@ -54,7 +59,34 @@ impl Stream {
             ids: BTreeMap::new(),
             stamps: BTreeMap::new(),
             wanted: BTreeMap::new(),
+            held: BTreeMap::new(),
         }
+    }
+
+    /// From here on this partition lags: what is written to it does not arrive before [`release`](Stream::release).
+    pub fn hold(&mut self, partition: i32) {
+        self.held.entry(partition).or_default();
+    }
+
+    /// The ends of what has arrived.
+    pub fn arrived(&self) -> Ends {
+        let mut ends = self.ends();
+        for (partition, waiting) in &self.held {
+            if let Some(end) = ends.get_mut(&(self.topic.clone(), *partition)) {
+                *end -= waiting.len() as i64;
+            }
+        }
+        ends
+    }
+
+    /// All partitions catch up.
+    pub fn release(&mut self) {
+        for (partition, waiting) in std::mem::take(&mut self.held) {
+            for (key, value) in waiting {
+                self.producer.send(&self.topic, Some(partition), key.as_deref(), value.as_deref(), None).unwrap();
+            }
+        }
+        self.flush();
     }
 
     /// The topic has so many partitions from now on.
@@ -66,7 +98,11 @@ impl Stream {
 
     /// Writes any message; gives its offset.
     pub fn send(&mut self, partition: i32, key: Option<&[u8]>, value: Option<&[u8]>) -> i64 {
-        self.producer.send(&self.topic, Some(partition), key, value, None).unwrap();
+        if let Some(waiting) = self.held.get_mut(&partition) {
+            waiting.push((key.map(Into::into), value.map(Into::into)));
+        } else {
+            self.producer.send(&self.topic, Some(partition), key, value, None).unwrap();
+        }
         let next = &mut self.next[partition as usize];
         *next += 1;
         *next - 1

@@ -1,0 +1,138 @@
+//! A partition that lags brings events after newer ones of their records: the program puts them in their place.
+
+mod support;
+
+use afterimage::kafka::EmbeddedBroker;
+use support::app::Deployment;
+use support::audit::{assert_conserved, assert_same, caught_up, history};
+use support::postgres::{Database, fresh_database};
+use support::stream::Stream;
+use support::wait::{LONG, wait_for};
+use tokio_postgres::Client;
+
+const TOPIC: &str = "calm.emea.account";
+
+async fn deployment(broker: &EmbeddedBroker) -> (Database, Deployment) {
+    let sink = fresh_database().await;
+    let org = "[[org]]\nname = \"emea\"\ntopics = [\"calm.emea.*\"]";
+    let deployment = Deployment::new(&broker.servers(), &sink, org).with("[log]\nlevel = \"debug\"");
+    deployment.migrate();
+    (sink, deployment)
+}
+
+/// Waits until nothing waits for its place any more; how many events were late, by outcome.
+async fn all_placed(client: &Client) -> (i64, i64) {
+    let query = "SELECT count(*) FILTER (WHERE settled_at IS NULL), count(*) FILTER (WHERE outcome = 'version'), \
+                 count(*) FILTER (WHERE outcome = 'no-op'), count(*) FILTER (WHERE outcome = 'kept') FROM afterimage.late_events";
+    wait_for("late events in their place", LONG, async || {
+        let row = client.query_one(query, &[]).await.unwrap();
+        assert_eq!(row.get::<_, i64>(3), 0, "all of them can be placed");
+        if row.get::<_, i64>(0) == 0 { Ok((row.get(1), row.get(2))) } else { Err(format!("{row:?}")) }
+    })
+    .await
+}
+
+async fn assert_history(client: &Client, stream: &Stream) {
+    assert_same(&history(client, "emea", "account").await, &stream.wanted());
+    assert_conserved(client, &stream.ends()).await;
+}
+
+/// Edits, a reload and edits again, while one partition lags.
+fn reload_while_one_lags(stream: &mut Stream, lagging: i32) {
+    stream.hold(lagging);
+    stream.rounds(30, 3..6);
+    stream.reload();
+    stream.rounds(30, 6..9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_partition_brings_late_is_put_in_its_place() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let (sink, deployment) = deployment(&broker).await;
+    let mut stream = Stream::new(&broker, TOPIC, 4);
+    stream.rounds(30, 0..3);
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+
+    let mut late = 0;
+    for lagging in [0, 2] {
+        reload_while_one_lags(&mut stream, lagging);
+        caught_up(&client, &stream.arrived(), &mut [&mut worker]).await;
+        stream.release();
+        caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+        let (versions, noops) = all_placed(&client).await;
+        assert!(versions > late && noops > 0, "{versions} {noops}");
+        late = versions;
+        assert_history(&client, &stream).await;
+    }
+    // Nothing of what was before is left in any cache.
+    stream.rounds(30, 9..12);
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    assert_history(&client, &stream).await;
+    let metrics = worker.metrics().await;
+    assert!(
+        metrics.contains("afterimage_late_events_placed_total{topic=\"calm.emea.account\",outcome=\"version\"}"),
+        "{metrics}"
+    );
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_of_another_partition_brings_it_and_the_home_of_the_record_places_it() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let (sink, deployment) = deployment(&broker).await;
+    let mut stream = Stream::new(&broker, TOPIC, 4);
+    stream.rounds(30, 0..3);
+    let mut one = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut one]).await;
+    let mut two = deployment.worker("two");
+    let owners = "SELECT count(DISTINCT worker) FROM afterimage.positions";
+    wait_for("two owners", LONG, async || {
+        let owners: i64 = client.query_one(owners, &[]).await.unwrap().get(0);
+        if owners == 2 { Ok(()) } else { Err(owners.to_string()) }
+    })
+    .await;
+    for lagging in 0..4 {
+        reload_while_one_lags(&mut stream, lagging);
+        caught_up(&client, &stream.arrived(), &mut [&mut one, &mut two]).await;
+        stream.release();
+        // A worker dies with late events in hand, or just placed; its image store is behind.
+        if lagging % 2 == 1 {
+            one.kill9();
+            one = deployment.worker("one");
+        }
+        caught_up(&client, &stream.ends(), &mut [&mut one, &mut two]).await;
+        all_placed(&client).await;
+        assert_history(&client, &stream).await;
+    }
+    one.stop();
+    two.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn anchors_go_when_nothing_older_can_come() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let (sink, deployment) = deployment(&broker).await;
+    let mut stream = Stream::new(&broker, TOPIC, 4);
+    stream.rounds(30, 0..3);
+    stream.reload();
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    worker.stop();
+    let count =
+        async || client.query_one("SELECT count(*) FROM afterimage.anchor", &[]).await.unwrap().get::<_, i64>(0);
+    let drop = async || afterimage::postgres::splice::drop_anchors(&client, 1_000).await.unwrap();
+    assert_eq!(count().await, 60, "each record's delete, and its return");
+    assert_eq!(drop().await, 0, "they are young");
+    let old = "UPDATE afterimage.anchor SET recorded_at = recorded_at - interval '11 minutes'";
+    client.execute(old, &[]).await.unwrap();
+    client.execute("UPDATE afterimage.position SET source_at = '2020-01-01' WHERE partition = 1", &[]).await.unwrap();
+    assert_eq!(drop().await, 0, "one partition may bring older events");
+    let idle = "UPDATE afterimage.position SET committed_at = now() - interval '25 hours' WHERE partition = 1";
+    client.execute(idle, &[]).await.unwrap();
+    assert!(drop().await > 50, "it has been silent for a day");
+    assert!(count().await < 10, "those of the newest moment stay");
+}
