@@ -9,7 +9,7 @@ use afterimage_state::StateError;
 
 use super::args::MigrateArgs;
 use super::failure::{Exit, Failure};
-use super::print;
+use super::{print, terminal};
 use crate::config::{Config, EXTRA, Identity, KafkaSettings, PostgresSettings, SslMode, TopicMap, map_topics, nearest};
 use crate::core::decode::{IdentityRule, TopicRules};
 use crate::core::event::Micros;
@@ -165,7 +165,7 @@ pub(super) async fn demo(options: DemoOptions) -> Result<(), Failure> {
         }
     };
     let worker = WorkerCommand::current().map_err(failed)?;
-    let report = demo::run(options, worker).await.map_err(failed)?;
+    let report = demo::run(options, worker, terminal::width().clamp(40, 100)).await.map_err(failed)?;
     if report.ok() { Ok(()) } else { Err(Failure::new(Exit::Failed, "demo", "a check failed; the report says which")) }
 }
 
@@ -208,6 +208,14 @@ pub(super) fn kafka_settings(kafka: &KafkaSettings, config: &Config) -> kafka::K
         ca_pem: tls.ca_pem.as_ref().map(|pem| pem.expose().clone()),
         identity_pem: tls
             .cert_pem
+        if let Some(place) = error.downcast_ref::<demo::BadPlace>() {
+            let next =
+                "name a directory in TMPDIR that can be written and that every user can pass through, or unset it";
+            return Failure::new(Exit::Usage, "TMPDIR", place).next(next);
+        }
+        if let Some(demo::Unprinted(error)) = error.downcast_ref() {
+            return print::failed(error);
+        }
             .as_ref()
             .zip(tls.key_pem.as_ref())
             .map(|(cert, key)| (cert.expose().clone(), key.expose().clone())),
