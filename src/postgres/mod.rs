@@ -3,7 +3,8 @@
 //! [`client`] connects, [`migrate`] brings the schema up, [`registry`] names orgs, objects, sources and
 //! fields, [`search`] keeps typed views and lookup fields, [`claim`] takes partitions over with a new epoch,
 //! [`lookup`] reads records and keys through, [`source`] looks at the captured database, [`commit`] writes sealed
-//! batches and moves positions in one transaction, [`status`] tells where things stand.
+//! batches and moves positions in one transaction, [`status`] tells where things stand, [`vigil`] whether a server process
+//! that works for long is alive.
 
 pub mod claim;
 pub mod client;
@@ -15,6 +16,7 @@ pub mod search;
 mod settle;
 pub mod source;
 pub mod status;
+pub mod vigil;
 mod wire;
 
 /// A connection to the sink, and what can go wrong on it: the driver's own types, under the sink's name.
