@@ -151,7 +151,7 @@ mod tests {
         table.row(["2", "short"]);
         let folded = "  seq  changes\n    1  phone: 5555551212 →\n         967-160-7974\n    2  short\n";
         assert_eq!(format!("{table:28}"), folded);
-        assert!(format!("{table:0}").lines().all(|line| line.chars().count() <= 7 + NARROWEST));
+        assert!(format!("{table:1}").lines().all(|line| line.chars().count() <= 7 + NARROWEST));
         assert_eq!(format!("{table:99}"), table.to_string());
         let mut plain = Table::plain();
         plain.row(["make demo", "once more"]);
