@@ -339,6 +339,109 @@ fn a_demo_that_cannot_be_is_refused_before_anything_is_started() {
 }
 
 #[test]
+fn a_demo_that_has_no_place_is_refused() {
+    let house = House::new();
+    for (place, said) in [
+        ("/no/such/place", "/no/such/place: there is no such directory"),
+        ("tmp", "tmp: it is not an absolute path"),
+        ("/proc", "/proc: no directory can be made in it: "),
+        ("/dev/null", "/dev/null: it is not a directory"),
+    ] {
+        let (code, out, err) = seen(&house.run(&["demo"], &[("TMPDIR", place)]));
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{place}: {err}");
+        assert!(err.starts_with(&format!("afterimage: TMPDIR: {said}")), "{said}\nis not in\n{err}");
+        assert!(err.contains("\n  next: name a directory in TMPDIR that can be written"), "{err}");
+    }
+    // Others can pass through it: else it would not be used.
+    std::fs::set_permissions(house.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("owned");
+    let long = house.dir.path().join("d".repeat(90));
+    std::fs::create_dir(&long).expect("a directory");
+    let (code, _, err) = seen(&house.run(&["demo"], &[("TMPDIR", long.to_str().expect("UTF-8"))]));
+    assert!(code == Some(2) && err.contains(" leave no room for the path of a socket; "), "{err}");
+}
+
+/// In clap's own refusals, in a worker's name, in addresses of brokers.
+#[test]
+fn no_password_is_quoted_wherever_it_was_typed() {
+    let house = House::new();
+    for args in [
+        &["demo", "--broker", "u:hunter2@h:9092"][..],
+        &["demo", "--broker=kafka://u:hunter2@h:9092"],
+        &["demo", "u:hunter2@h"],
+        &["u:hunter2@h"],
+        &["run", "--worker", "postgres://u:hunter2@h/d"],
+        &["config", "show", "--worker", "u:hunter2@h"],
+        &["config", "show", "--metrics-listen", "u:hunter2@h:1"],
+        &["config", "show", "--brokers", "u:hunter2@h:1"],
+        &["config", "show", "--url", "postgres://u:hunter2@/d"],
+    ] {
+        let (code, out, err) = seen(&house.run(args, &[]));
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{args:?}: {err}");
+        assert!(!err.contains(PASSWORD) && err.contains("\n  next: "), "{args:?}: {err}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_of_the_sink_has_a_next_step() {
+    let house = House::new();
+    let sink = fresh_database().await;
+    let at = sink.url.rfind('@').expect("a user");
+    let nobody = format!("postgres://no_such_role:{PASSWORD}{}", &sink.url[at..]);
+    let nowhere = sink.url.replace(&sink.name, "no_such_database");
+    for (url, said, next) in [
+        (nobody.as_str(), "role \"no_such_role\" does not exist", "check the role and its password in the URL"),
+        (&nowhere, "database \"no_such_database\" does not exist", "create it (`createdb`"),
+    ] {
+        for verb in [&["migrate", "--url"][..], &["status", "--url"], &["config", "types", "--from"]] {
+            let (code, _, err) = seen(&house.run(&[verb, &[url][..]].concat(), &[]));
+            assert_eq!(code, Some(1), "{err}");
+            assert!(err.contains(said) && err.contains(&format!("\n  next: {next}")), "{err}");
+            assert!(!err.contains(PASSWORD), "{err}");
+        }
+    }
+    for url in ["postgres://", "postgres:///history", "postgres://u@/history", "dbname=history user=u"] {
+        let (code, _, err) = seen(&house.run(&["migrate", "--url", url], &[]));
+        assert!(
+            code == Some(2) && err.contains("it names no host") && err.contains("next: write postgres://"),
+            "{err}"
+        );
+    }
+
+    let migrate = || seen(&house.run(&["migrate", "--url", &sink.url], &[]));
+    let client = sink.connect().await;
+    client.batch_execute("create function public.no() returns event_trigger language plpgsql as $$ begin raise 'not today'; end $$;
+                          create event trigger no on ddl_command_end when tag in ('CREATE VIEW') execute function public.no()").await.unwrap();
+    let (code, _, err) = migrate();
+    assert!(
+        code == Some(1) && err.contains("not today") && err.contains("\n  next: nothing of it was written"),
+        "{err}"
+    );
+    client.batch_execute("drop event trigger no").await.unwrap();
+    assert_eq!(migrate().0, Some(0));
+    client.batch_execute("update afterimage.migration set checksum = '' where number = 2").await.unwrap();
+    let (code, _, err) = migrate();
+    assert!(
+        code == Some(3) && err.contains("in another form") && err.contains("\n  next: use the afterimage that"),
+        "{err}"
+    );
+
+    let (code, _, err) = seen(&house.run(&["config", "init", "--output", "."], &[]));
+    assert_eq!(
+        (code, err.as_str()),
+        (Some(2), "afterimage: .: it is a directory\n  next: name a file in it: --output ./afterimage.toml\n")
+    );
+    for (args, said, next) in [
+        (&["migarte"][..], "a similar subcommand exists: 'migrate'", "afterimage --help"),
+        (&["config", "nonsense"], "unrecognized subcommand", "afterimage config --help"),
+        (&["run", "--gruop", "g"], "'--group'", "afterimage run --help"),
+        (&["demo", "--workers", "many"], "'many'", "afterimage demo --help"),
+    ] {
+        let (code, _, err) = seen(&house.run(args, &[]));
+        assert!(code == Some(2) && err.contains(said) && err.ends_with(&format!("\n  next: {next}\n")), "{err}");
+    }
+}
+
+#[test]
 fn a_demo_on_kafka_without_java_says_what_to_install() {
     let house = House::new();
     for (path, missing) in [("", "Java is missing"), ("java", "Maven")] {

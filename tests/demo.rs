@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use afterimage::demo::child::{self, LastSignal, Running};
 use afterimage::demo::scratch::ScratchDir;
 use serde_json::Value;
+use support::terminal::Terminal;
 use support::wait::{LONG, wait_for};
 
 /// A running demo; its directories are below a place of its own.
@@ -68,6 +69,15 @@ impl Demo {
         assert!(Command::new("kill").arg("-KILL").arg(&found[0]).status().unwrap().success());
     }
 
+    /// Waits until nothing is left of its directories.
+    async fn is_gone(&self) {
+        wait_for("an empty place", LONG, async || {
+            let left = entries(self.place.path()).into_iter().filter(|path| path.is_dir()).collect::<Vec<_>>();
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+        })
+        .await;
+    }
+
     async fn ended(&mut self) -> ExitStatus {
         wait_for("the demo's end", LONG, async || match self.running.0.try_wait().unwrap() {
             Some(status) => Ok(status),
@@ -78,8 +88,10 @@ impl Demo {
 }
 
 fn spawn(args: &[&str], place: &ScratchDir) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
-    command.arg("demo").args(args).env("TMPDIR", place.path());
+    // Whoever runs the tests may ignore a hangup; that would be handed down.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP", env!("CARGO_BIN_EXE_afterimage"), "demo"]).args(args);
+    command.env("TMPDIR", place.path());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     child::spawn_bound(command, LastSignal::Kill).unwrap()
 }
@@ -132,11 +144,7 @@ async fn a_kept_demo_can_be_looked_at_and_says_what_dies() {
     demo.kill("listen_addresses");
     assert_eq!(demo.ended().await.code(), Some(1));
     demo.says("the private PostgreSQL has ended (signal: 9 (SIGKILL))").await;
-    wait_for("an empty place", LONG, async || {
-        let left = entries(demo.place.path()).into_iter().filter(|path| path.is_dir()).collect::<Vec<_>>();
-        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
-    })
-    .await;
+    demo.is_gone().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,11 +160,61 @@ async fn a_demo_that_nobody_reads_any_more_ends_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_demo_ends_with_130() {
-    for number in [libc::SIGINT, libc::SIGTERM] {
+    for number in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         let mut demo = Demo::start(&[]);
         demo.says("starting workers").await;
         child::signal(&demo.running.0, number).unwrap();
         assert_eq!(demo.ended().await.code(), Some(130));
         demo.says("interrupted").await;
+        demo.is_gone().await;
     }
+}
+
+/// On a terminal of 80 columns; and a hangup does not end it where it is ignored, as under nohup.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_fits_its_terminal_and_nohup_is_heeded() {
+    let place = ScratchDir::create("afterimage-test-demo").unwrap();
+    let (terminal, stdout) = Terminal::open(80, 30);
+    let mut command = Command::new("sh");
+    let script = format!("trap '' HUP; exec '{}' demo --events 3000", env!("CARGO_BIN_EXE_afterimage"));
+    command.args(["-c", &script]).env("TMPDIR", place.path());
+    command.env_remove("COLUMNS").stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
+    let mut child = child::spawn_bound(command, LastSignal::Kill).unwrap();
+    let said = collected(child.stderr.take().unwrap());
+    let mut running = Running(child);
+    wait_for("workers", LONG, async || {
+        let said = said.lock().unwrap().clone();
+        if said.contains("starting workers") { Ok(()) } else { Err(said) }
+    })
+    .await;
+    child::signal(&running.0, libc::SIGHUP).unwrap();
+    let status = wait_for("the demo's end", LONG, async || running.0.try_wait().unwrap().ok_or("it runs")).await;
+    assert_eq!(status.code(), Some(0), "{}", said.lock().unwrap());
+    let written = wait_for("the report", LONG, async || {
+        let written = terminal.written();
+        if written.contains("Try next") && written.contains("--workers 4") { Ok(written) } else { Err(written) }
+    })
+    .await;
+    let long: Vec<&str> = written.lines().map(str::trim_end).filter(|line| line.chars().count() > 80).collect();
+    assert!(long.is_empty() && written.contains("Checks"), "{long:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_that_cannot_be_written_is_no_full_disk_elsewhere() {
+    let place = ScratchDir::create("afterimage-test-demo").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+    command.args(["demo", "--events", "3000"]).env("TMPDIR", place.path()).stdin(Stdio::null());
+    command.stdout(fs::OpenOptions::new().write(true).open("/dev/full").unwrap()).stderr(Stdio::piped());
+    let mut child = child::spawn_bound(command, LastSignal::Kill).unwrap();
+    let said = collected(child.stderr.take().unwrap());
+    let mut running = Running(child);
+    let status = wait_for("the demo's end", LONG, async || running.0.try_wait().unwrap().ok_or("it runs")).await;
+    assert_eq!(status.code(), Some(1));
+    wait_for("the reason", LONG, async || {
+        let said = said.lock().unwrap().clone();
+        let right =
+            said.contains("afterimage: stdout: No space left") && said.contains("  next: make room where the output");
+        if right && !said.contains("TMPDIR") { Ok(()) } else { Err(said) }
+    })
+    .await;
 }

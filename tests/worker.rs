@@ -529,6 +529,16 @@ async fn health_and_readiness_tell_a_worker_that_works_from_one_whose_sink_is_of
 struct Frozen(Vec<i32>);
 
 impl Frozen {
+    /// The session that migrates, not the one that looks after it.
+    async fn migration(client: &Client) -> Frozen {
+        let query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'";
+        let rows = client.query(query, &[]).await.unwrap();
+        let frozen = Frozen(rows.iter().map(|row| row.get(0)).collect());
+        assert_eq!(frozen.0.len(), 1, "one session that waits");
+        frozen.signal("-STOP");
+        frozen
+    }
+
     async fn sessions(client: &Client, application: &str) -> Frozen {
         let query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = $1";
         let rows = client.query(query, &[&application]).await.unwrap();
@@ -576,6 +586,67 @@ async fn a_migration_says_whom_it_waits_for_and_gives_a_silent_server_up() {
     );
     drop(frozen);
     deployment.migrate();
+}
+
+/// Has the first view that is made in this database wait for something.
+async fn hold_up_the_first_view(client: &Client, wait: &str) {
+    let hold = format!(
+        "CREATE FUNCTION public.hold() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
+           IF coalesce(current_setting('test.held', true), '') = '' THEN
+             PERFORM set_config('test.held', 'yes', false), {wait};
+           END IF;
+         END $$;
+         CREATE EVENT TRIGGER hold ON ddl_command_end WHEN TAG IN ('CREATE VIEW') EXECUTE FUNCTION public.hold()"
+    );
+    client.batch_execute(&hold).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_whose_server_process_is_frozen_is_given_up_and_commits_nothing() {
+    let sink = fresh_database().await;
+    let (client, watcher) = (sink.connect().await, sink.connect().await);
+    hold_up_the_first_view(&client, "pg_advisory_xact_lock(7)").await;
+    client
+        .batch_execute("SET application_name = 'somebody else'; BEGIN; SELECT pg_advisory_xact_lock(7)")
+        .await
+        .unwrap();
+    let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let deployment = Deployment::new("127.0.0.1:1", &sink, "");
+    let mut migration = deployment.start("migrate", &[], Stdio::null());
+    migration.wait_for_log(&format!("waits for server process {pid} of role ")).await;
+    let log = migration.log();
+    assert!(log.contains("migration 0") && log.contains("(somebody else), in a transaction for "), "{log}");
+    let frozen = Frozen::migration(&watcher).await;
+    client.batch_execute("COMMIT").await.unwrap();
+    let status = migration.ended();
+    let log = migration.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    let told = format!("is given up: server process {} is stopped, and has been for 20 s", frozen.0[0]);
+    assert!(log.contains(&told) && log.contains("\n  next: look on the server"), "{log}");
+    let before: i64 = watcher.query_one("SELECT count(*) FROM afterimage.migration", &[]).await.unwrap().get(0);
+    let pid = frozen.0[0];
+    drop(frozen);
+    wait_for("the end of the server process", LONG, async || {
+        let query = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1";
+        let left: i64 = watcher.query_one(query, &[&pid]).await.unwrap().get(0);
+        if left == 0 { Ok(()) } else { Err("it is there") }
+    })
+    .await;
+    let query = "SELECT count(*) FROM afterimage.migration";
+    assert_eq!(watcher.query_one(query, &[]).await.unwrap().get::<_, i64>(0), before, "it went on after all");
+    deployment.migrate();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_is_slow_and_lives_is_told_of_and_waited_for() {
+    let sink = fresh_database().await;
+    // Longer than a stopped one is borne.
+    hold_up_the_first_view(&sink.connect().await, "pg_sleep(35)").await;
+    let deployment = Deployment::new("127.0.0.1:1", &sink, "");
+    let mut migration = deployment.start("migrate", &[], Stdio::null());
+    let status = migration.ended();
+    let log = migration.log();
+    assert!(status.success() && log.contains(" s; server process ") && log.contains(" is at work"), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

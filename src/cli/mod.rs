@@ -30,9 +30,9 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
             // It quotes what was typed, in colours if somebody sees them.
-            let text = hint::with_nearest(error).render();
-            let text = if std::io::stderr().is_terminal() { text.ansi().to_string() } else { text.to_string() };
-            print::stderr(&text);
+            let typed: Vec<String> =
+                std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+            print::stderr(&hint::refusal(error, std::io::stderr().is_terminal(), &typed));
             return Exit::Usage.into();
         }
         // Help and the version.

@@ -20,11 +20,13 @@ pub(super) fn to_reader(text: &str) -> Result<bool, Failure> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => {
-            Err(Failure::new(Exit::Failed, "stdout", error)
-                .next("make room where the output goes, or send it elsewhere"))
-        }
+        Err(error) => Err(failed(&error)),
     }
+}
+
+/// What was to be written to stdout is not there as a whole.
+pub(super) fn failed(error: &std::io::Error) -> Failure {
+    Failure::new(Exit::Failed, "stdout", error).next("make room where the output goes, or send it elsewhere")
 }
 
 /// Writes to stderr, without passwords. Nobody may be reading it: that changes no exit code.

@@ -9,13 +9,13 @@ use afterimage_state::StateError;
 
 use super::args::MigrateArgs;
 use super::failure::{Exit, Failure};
-use super::print;
+use super::{print, terminal};
 use crate::config::{Config, EXTRA, Identity, KafkaSettings, PostgresSettings, SslMode, TopicMap, map_topics, nearest};
 use crate::core::decode::{IdentityRule, TopicRules};
 use crate::core::event::Micros;
 use crate::demo::{self, DemoOptions, WorkerCommand};
 use crate::kafka;
-use crate::postgres::client::{ANSWER_TIME, SinkSettings, Tls, describe, unreadable};
+use crate::postgres::client::{ANSWER_TIME, ConnectError, SinkSettings, Tls, describe, unreadable};
 use crate::postgres::migrate::{self, MigrateError};
 use crate::postgres::registry::Declared;
 use crate::postgres::status;
@@ -28,6 +28,10 @@ const NOT_READ: &str = "belongs to no org and is not read: name it under [[org]]
 pub(super) const RIGHTS_HINT: &str = "as the owner of the schema, grant this role what the README lists under Roles; again after each `afterimage migrate`";
 const OWNER_HINT: &str = "run it as the owner of the database, or `grant create on database … to` this role; an existing \
                           schema is upgraded by its owner only";
+const LOCKED_HINT: &str = "something holds what it has to change (a long transaction, an open view, pg_dump): end that, \
+                           or run it again later; nothing of it was written";
+const FAILED_HINT: &str = "nothing of it was written, what was applied before stands: mend what the server says, then run \
+                           `afterimage migrate` again";
 const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
 
 /// Runs a worker until SIGTERM or SIGINT.
@@ -91,7 +95,7 @@ fn run_failure(error: RunError) -> Failure {
             .next("give every worker on a machine its own --state-dir; what is in it may be lost"),
         RunError::State { .. } => Failure::new(Exit::Failed, "run", &error)
             .next("point --state-dir at a directory that can be written; what is in it may be lost"),
-        RunError::Connect(_) => Failure::new(Exit::Failed, "run", &error).next(SINK_HINT),
+        RunError::Connect(source) => connect_failure("run", source),
         RunError::Topic(_) => Failure::new(Exit::Failed, "run", &error).next(
             "its last error stands in the log above; when the sink said `permission denied`, grant what the README lists \
              under Roles",
@@ -99,6 +103,34 @@ fn run_failure(error: RunError) -> Failure {
         RunError::Kafka(_) => Failure::new(Exit::Failed, "run", &error).next(BROKER_HINT),
         _ => Failure::new(Exit::Failed, "run", &error),
     }
+}
+
+/// No connection to the sink.
+pub(super) fn connect_failure(what: &str, error: &ConnectError) -> Failure {
+    Failure::new(Exit::Failed, what, error).next(connect_hint(error).unwrap_or(SINK_HINT))
+}
+
+/// What to do where a server has answered, and refused.
+pub(super) fn connect_hint(error: &ConnectError) -> Option<&'static str> {
+    let ConnectError::Refused { source, .. } = error else { return None };
+    if source.to_string().contains("TLS handshake") {
+        return Some(
+            "check that postgres.ca (or sslrootcert in the URL) holds the CA of this server, and that the URL names the host as \
+             its certificate does; sslmode=require encrypts without checking either",
+        );
+    }
+    Some(match source.code()?.code() {
+        "3D000" => "create it (`createdb`, or `create database …`), or correct the database's name in the URL",
+        // What a server says of a role that is not there depends on how it authenticates.
+        "28000" | "28P01" => {
+            "check the role and its password in the URL; `create role … login` makes a role, pg_hba.conf says who may come \
+             from where"
+        }
+        "42501" => "grant this role the right to connect: `grant connect on database … to …`",
+        "53300" => "the server takes no more connections: close some, or raise max_connections",
+        "57P03" => "the server is starting or stopping: try again in a moment",
+        _ => return None,
+    })
 }
 
 /// Whether the role lacks a right.
@@ -112,9 +144,26 @@ pub(super) fn schema_failure(error: &MigrateError, rights: &str) -> Failure {
     match error {
         MigrateError::Postgres(source) | MigrateError::Failed { source, .. } => {
             let failure = Failure::new(Exit::Failed, what, format!("{error}: {}", describe(source)));
-            if is_denied(source) { failure.next(rights) } else { failure }
+            failure.next(match source.code().map(|code| code.code()) {
+                Some("42501") => rights,
+                Some("55P03") => LOCKED_HINT,
+                None => SINK_HINT,
+                Some(_) if matches!(error, MigrateError::Failed { .. }) => FAILED_HINT,
+                Some(_) => "mend what the server says, and run it again; its log has more",
+            })
         }
         MigrateError::Silent(_) => Failure::new(Exit::Failed, what, error).next(SINK_HINT),
+        MigrateError::Dead { pid, .. } => Failure::new(Exit::Failed, what, error).next(format!(
+            "look on the server what keeps process {pid}, let it go on or end it, then run `afterimage migrate` again: it goes \
+             on where this one was"
+        )),
+        MigrateError::Changed { .. } => Failure::new(Exit::Schema, what, error).next(
+            "use the afterimage that made this sink (`select * from afterimage.migration` tells what was applied when), or \
+             point the sink's URL at a database of its own",
+        ),
+        MigrateError::Encoding(_) | MigrateError::Server(_) => {
+            Failure::new(Exit::Schema, what, error).next("point the sink's URL at another database or server")
+        }
         MigrateError::Foreign { .. } => Failure::new(Exit::Schema, what, error).next(
             "point the sink's URL at another database, or rename that schema: `alter schema afterimage rename to …`",
         ),
@@ -139,9 +188,9 @@ pub(super) fn signals() -> Result<impl Future<Output = ()>, Failure> {
 /// Brings the sink's schema up.
 pub(super) async fn migrate(config: Config, args: MigrateArgs) -> Result<(), Failure> {
     let sink = sink_settings(config.postgres()?, &config, Some("migrate"));
-    let mut client =
-        sink.connect().await.map_err(|error| Failure::new(Exit::Failed, "migrate", error).next(SINK_HINT))?;
-    let report = migrate::migrate(&mut client).await.map_err(|error| schema_failure(&error, OWNER_HINT))?;
+    let mut client = sink.connect().await.map_err(|error| connect_failure("migrate", &error))?;
+    let report =
+        migrate::migrate_watched(&mut client, &sink).await.map_err(|error| schema_failure(&error, OWNER_HINT))?;
     if args.json {
         let applied: Vec<_> =
             report.applied.iter().map(|(number, name)| serde_json::json!({ "number": number, "name": name })).collect();
@@ -159,13 +208,21 @@ pub(super) async fn demo(options: DemoOptions) -> Result<(), Failure> {
         if let Some(usage) = error.downcast_ref::<demo::Usage>() {
             return Failure::new(Exit::Usage, "demo", usage).next("afterimage demo --help");
         }
+        if let Some(place) = error.downcast_ref::<demo::BadPlace>() {
+            let next =
+                "name a directory in TMPDIR that can be written and that every user can pass through, or unset it";
+            return Failure::new(Exit::Usage, "TMPDIR", place).next(next);
+        }
+        if let Some(demo::Unprinted(error)) = error.downcast_ref() {
+            return print::failed(error);
+        }
         match error.downcast_ref::<demo::Interrupted>() {
             Some(interrupted) => Failure::new(Exit::Interrupted, "demo", interrupted),
             None => Failure::of("demo", &error),
         }
     };
     let worker = WorkerCommand::current().map_err(failed)?;
-    let report = demo::run(options, worker).await.map_err(failed)?;
+    let report = demo::run(options, worker, terminal::width().clamp(40, 100)).await.map_err(failed)?;
     if report.ok() { Ok(()) } else { Err(Failure::new(Exit::Failed, "demo", "a check failed; the report says which")) }
 }
 

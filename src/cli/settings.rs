@@ -29,6 +29,10 @@ pub(super) fn init(output: &Path, force: bool) -> Result<(), Failure> {
         options.create_new(true)
     };
     let place = output.display();
+    if output.is_dir() {
+        let next = format!("name a file in it: --output {}", output.join("afterimage.toml").display());
+        return Err(Failure::new(Exit::Usage, place.to_string(), "it is a directory").next(next));
+    }
     let mut file = options.open(output).map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => Failure::new(Exit::Usage, place.to_string(), "the file is there already")
             .next("name another with --output, or write over it with --force"),
@@ -53,8 +57,9 @@ pub(super) async fn types(args: &TypesArgs) -> Result<(), Failure> {
     })?;
     let settings = seam::sink_settings(config.postgres()?, &config, Some("config types"));
     let client = settings.connect().await.map_err(|error| {
-        Failure::new(Exit::Failed, "config types", error)
-            .next("check the address, the role, and that the server is up; without a CA at hand add ?sslmode=require")
+        let next = seam::connect_hint(&error)
+            .unwrap_or("check the address, and that the server is up; without a CA at hand add ?sslmode=require");
+        Failure::new(Exit::Failed, "config types", error).next(next)
     })?;
     let asked = tokio::time::timeout(ANSWER_TIME, source::tables(&client, &args.schema, args.table.as_deref())).await;
     let tables = asked

@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::args::StatusArgs;
 use super::failure::{Exit, Failure};
 use super::print;
-use super::seam::{RIGHTS_HINT, SINK_HINT, kafka_settings, schema_failure, sink_settings};
+use super::seam::{RIGHTS_HINT, SINK_HINT, connect_failure, kafka_settings, schema_failure, sink_settings};
 use super::terminal::{self, Screen};
 use crate::config::Config;
 use crate::core::event::Micros;
@@ -154,7 +154,7 @@ impl Asker {
             Some(client) => client,
             slot => {
                 let client = self.sink.connect().await;
-                let client = client.map_err(|error| Failure::new(Exit::Failed, "status", error).next(SINK_HINT))?;
+                let client = client.map_err(|error| connect_failure("status", &error))?;
                 migrate::check(&client).await.map_err(|error| schema_failure(&error, RIGHTS_HINT))?;
                 slot.insert(client)
             }

@@ -35,7 +35,9 @@ pub use level::{VALUE_PRINTING, check_level};
 pub use orgs::{
     DEFAULT_GRACE, GRACE_MAX, IDENTIFIER_MAX, Identity, ORG_MAX, ObjectConfig, OrgConfig, TopicPattern, check_org_name,
 };
-pub use postgres::{PARAMETERS as POSTGRES_PARAMETERS, PostgresSettings, SslMode, masked_url, without_passwords};
+pub use postgres::{
+    PARAMETERS as POSTGRES_PARAMETERS, PostgresSettings, SslMode, masked_argument, masked_url, without_passwords,
+};
 pub use secret::{MASK, Secret};
 pub use show::Shown;
 pub use topics::{SilentPattern, TopicError, TopicMap, TopicPlan, is_side_topic, map_topics};
@@ -166,7 +168,7 @@ impl Config {
         let sink = postgres.as_ref().map_or(NO_SINK, |postgres| postgres.name.as_str());
         let topic_prefix = read.text("kafka.prefix").unwrap_or_default();
         let kafka = read_kafka(&mut read, &topic_prefix, sink, &mut shown, &mut warnings);
-        let orgs = read.orgs(&topic_prefix, &mut warnings);
+        let orgs = read.orgs(&topic_prefix);
         let objects = read.objects(&orgs);
         let state = read_state(&mut read, sources, &mut shown);
         // Every key below has a default: nothing is read from it only if it is refused, and then the
@@ -492,6 +494,10 @@ fn parse_listen(text: &str) -> Result<Option<SocketAddr>, String> {
 fn check_worker_name(text: &str) -> Result<String, String> {
     if text.len() > WORKER_MAX || !text.chars().all(|c| c.is_ascii_graphic()) {
         return Err(format!("a worker's name has at most {WORKER_MAX} bytes, printable ASCII without spaces"));
+    }
+    // It stands in claims, logs and pg_stat_activity: no place for what may hold a password.
+    if text.contains("://") || text.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+        return Err("it looks like a URL, which may hold a password; give the worker a name".to_owned());
     }
     Ok(text.to_owned())
 }

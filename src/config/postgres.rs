@@ -153,7 +153,7 @@ impl Dsn {
                 kept.push(pair);
             }
         }
-        dsn.local = local.iter().all(|local| *local);
+        dsn.local = all_local(&local)?;
         dsn.text = format!("{scheme}{address}");
         if !kept.is_empty() {
             dsn.text.push('?');
@@ -171,7 +171,7 @@ impl Dsn {
                 dsn.text.push_str(&format!("{}{name}='{quoted}'", if dsn.text.is_empty() { "" } else { " " }));
             }
         }
-        dsn.local = local.iter().all(|local| *local);
+        dsn.local = all_local(&local)?;
         Ok(dsn)
     }
 
@@ -205,6 +205,18 @@ fn unknown(name: &str, quotable: bool) -> Fault {
             None => format!("remove it; known are {}", PARAMETERS.join(", ")),
         },
     }
+}
+
+/// Whether every host is on this machine. The driver, other than psql, takes no host for granted.
+fn all_local(hosts: &[bool]) -> Result<bool, Fault> {
+    if hosts.is_empty() {
+        return Err(Fault {
+            reason: "it names no host".to_owned(),
+            next: "write postgres://user@localhost/database, or for a socket postgres:///database?host=/var/run/postgresql"
+                .to_owned(),
+        });
+    }
+    Ok(hosts.iter().all(|local| *local))
 }
 
 /// Empty = the default one.
@@ -340,21 +352,47 @@ fn is_place(address: &str) -> bool {
     })
 }
 
-/// Text that may quote what a user typed, without the passwords of URLs in it.
+/// Text that may quote what a user typed, without the passwords of URLs and of `user:password@host` in it.
 pub fn without_passwords(text: &str) -> String {
-    let ends = |c: char| c.is_whitespace() || "'\"`<>".contains(c);
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("://") {
         let start = rest[..at].rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(0, |before| before + 1);
-        let end = rest[at + 3..].find(ends).map_or(rest.len(), |end| at + 3 + end);
+        let end = rest[at + 3..].find(ends_a_word).map_or(rest.len(), |end| at + 3 + end);
         let (before, url) = rest[..end].split_at(start);
-        shown.push_str(before);
+        shown.push_str(&without_userinfo(before));
         let secret = url.contains('@') || !is_place(&url[at + 3 - start..]);
         shown.push_str(&if secret || url.contains('?') { masked_url(url) } else { url.to_owned() });
         rest = &rest[end..];
     }
-    shown + rest
+    shown + &without_userinfo(rest)
+}
+
+fn ends_a_word(c: char) -> bool {
+    c.is_whitespace() || "'\"`<>".contains(c)
+}
+
+fn without_userinfo(text: &str) -> String {
+    let mask = |word: &str| match word.rsplit_once('@').and_then(|(user, host)| Some((user.split_once(':')?.0, host))) {
+        Some((user, host)) => format!("{user}:{MASK}@{host}"),
+        None => word.to_owned(),
+    };
+    text.split_inclusive(ends_a_word)
+        .map(|word| match word.chars().next_back().filter(|last| ends_a_word(*last)) {
+            Some(last) => mask(&word[..word.len() - last.len_utf8()]) + &last.to_string(),
+            None => mask(word),
+        })
+        .collect()
+}
+
+/// What a user typed, if it may hold a password, without that: whatever characters are in it.
+pub fn masked_argument(typed: &str) -> Option<String> {
+    let Some((before, place)) = typed.rsplit_once('@') else {
+        return typed.contains("://").then(|| masked_url(typed));
+    };
+    let user = before.find("://").map_or(0, |scheme| scheme + 3);
+    let password = before[user..].find(':')?;
+    Some(format!("{}:{MASK}@{place}", &before[..user + password]))
 }
 
 #[cfg(test)]
@@ -390,6 +428,10 @@ mod tests {
             ("postgres://u@h/d?port=0", None, false, ""),
             ("host=h port=5432,99999", None, false, ""),
             ("postgres://u@h1:,h2:1/d", Some("d"), false, "postgres://u@h1:,h2:1/d"),
+            ("postgres:///d", None, false, ""),
+            ("postgres://u:p@/d", None, false, ""),
+            ("postgres://", None, false, ""),
+            ("dbname=d user=u", None, false, ""),
         ];
         for (string, database, local, text) in table {
             if text.is_empty() {
@@ -475,9 +517,21 @@ mod tests {
             ("see http://127.0.0.1:9464/metrics, ż", "see http://127.0.0.1:9464/metrics, ż"),
             ("write h:9092 or kafka+ssl://host:9096,… ż", "write h:9092 or kafka+ssl://host:9096,… ż"),
             ("set --url postgres://…, or", "set --url postgres://…, or"),
+            ("invalid value 'u:hunter2@h:9092' for ż", "invalid value 'u:****@h:9092' for ż"),
+            ("u:hun:ter2@x@h, see postgres://h/d", "u:****@h, see postgres://h/d"),
+            ("me@h:9092 at 12:30:00", "me@h:9092 at 12:30:00"),
             ("nothing of the kind", "nothing of the kind"),
         ] {
             assert_eq!(without_passwords(text), shown);
+        }
+        for (typed, shown) in [
+            ("u:hun ter'2@h:9092", Some("u:****@h:9092")),
+            ("postgres://u:hun ter'2@h/d", Some("postgres://u:****@h/d")),
+            ("mysql://hunter2", Some("****")),
+            ("me@h:9092", None),
+            ("plain", None),
+        ] {
+            assert_eq!(masked_argument(typed).as_deref(), shown);
         }
     }
 }

@@ -213,7 +213,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `prefix` stands before every topic's name.
-    pub fn orgs(&mut self, prefix: &str, warnings: &mut Vec<String>) -> Vec<OrgConfig> {
+    pub fn orgs(&mut self, prefix: &str) -> Vec<OrgConfig> {
         let mut orgs: Vec<OrgConfig> = Vec::new();
         for (i, table) in self.tables("org").into_iter().enumerate() {
             let at = format!("[[org]] {}", i + 1);
@@ -240,16 +240,20 @@ impl<'a> Reader<'a> {
                         ),
                         "write <connector>.<schema>.<table>, with at most one `*` per segment",
                     ),
-                    Ok(pattern) => {
-                        if pattern.as_str().split('.').count() < 3 {
-                            warnings.push(format!(
-                                "{}: {at} ({name}): topic pattern {text} has fewer segments than <connector>.<schema>.<table>: \
-                                 it fits only topics that the connector routes elsewhere; one `*` stands for one segment",
-                                self.place("org")
-                            ));
-                        }
-                        topics.push(pattern);
-                    }
+                    Ok(pattern) if pattern.as_str().split('.').count() < 3 => self.problem(
+                        "org",
+                        format!(
+                            "{at} ({name}): topic pattern `{text}` has fewer segments than a table's topic, \
+                             <connector>.<schema>.<table>: nothing would be read"
+                        ),
+                        match text.contains('.') {
+                            true => {
+                                format!("write {text}.* for all tables of that schema; one `*` stands for one segment")
+                            }
+                            false => "write <connector>.<schema>.<table>; one `*` stands for one segment".to_owned(),
+                        },
+                    ),
+                    Ok(pattern) => topics.push(pattern),
                     Err(reason) => self.problem(
                         "org",
                         format!("{at} ({name}): {reason}"),

@@ -288,11 +288,16 @@ fn a_choice_is_told_its_nearest() {
 }
 
 #[test]
-fn a_pattern_of_few_segments_is_warned_of() {
-    let warnings = |topics: &str| from_toml(&format!("[[org]]\nname = 'a'\ntopics = {topics}")).warnings;
-    let found = warnings("['account', 'c.*', 'c.s.*']");
-    assert!(found.len() == 2 && found[1].contains("topic pattern c.* has fewer segments"), "{found:?}");
-    assert_eq!(warnings("['c.s.*', 'my.c.s.*']"), Vec::<String>::new());
+fn a_pattern_of_few_segments_is_refused_and_told_what_was_likely_meant() {
+    let refused = |topics: &str| problems(&format!("[[org]]\nname = 'a'\ntopics = {topics}"), &[], &[]);
+    let found = refused("['c.s']");
+    assert!(
+        found.contains("topic pattern `c.s` has fewer segments") && found.contains("write c.s.* for all"),
+        "{found}"
+    );
+    let found = refused("['account', 'c.s.*']");
+    assert!(found.contains("`account`") && found.contains("-> write <connector>.<schema>.<table>; one"), "{found}");
+    assert_eq!(from_toml("[[org]]\nname = 'a'\ntopics = ['c.s.*', 'my.c.s.*']").warnings, Vec::<String>::new());
 }
 
 #[test]

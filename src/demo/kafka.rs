@@ -33,6 +33,7 @@ pub struct PrivateKafka {
     dir: ScratchDir,
     port: u16,
     size: Size,
+    settings: String,
     java: Java,
     class_path: String,
 }
@@ -53,10 +54,27 @@ impl PrivateKafka {
     /// # Errors
     /// When Java or Maven is missing, or the broker does not come up (then with the end of its log).
     pub fn start(java: &Java, size: Size, stop: &Stop) -> Result<PrivateKafka> {
+        Self::start_with(java, size, "", stop)
+    }
+
+    /// The same with more lines of `server.properties`, which win over those that are there; `@PORT@` and
+    /// `@CONTROLLER_PORT@` stand for the ports.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(java: &Java, size: Size, settings: &str, stop: &Stop) -> Result<PrivateKafka> {
         sweep_stale();
         let class_path = java.runtime(stop)?;
         let dir = ScratchDir::create(PREFIX).context("cannot make a directory for Kafka")?;
-        let mut broker = PrivateKafka { jvm: None, dir, port: 0, size, java: java.clone(), class_path };
+        let mut broker = PrivateKafka {
+            jvm: None,
+            dir,
+            port: 0,
+            size,
+            settings: settings.to_owned(),
+            java: java.clone(),
+            class_path,
+        };
         // Another process may take a port between its choice and the broker's bind; each try has its own log
         // directory, because the quorum's address is written into it.
         for attempt in 0.. {
@@ -115,13 +133,14 @@ impl PrivateKafka {
     fn format(&self, controller_port: u16, stop: &Stop) -> Result<()> {
         let dir = self.dir.path();
         let _ = fs::remove_dir_all(dir.join("log"));
-        let properties = java::SERVER_PROPERTIES
+        // The last word on a name counts.
+        let properties = format!("{}{}\n", java::SERVER_PROPERTIES, self.settings)
             .replace("@PORT@", &self.port.to_string())
             .replace("@CONTROLLER_PORT@", &controller_port.to_string())
             .replace("@DIR@", &dir.display().to_string());
         let properties = match self.size {
             Size::Small => properties,
-            // The last word on a name counts; these are Kafka's own defaults.
+            // These are Kafka's own defaults.
             Size::Server => {
                 properties + "num.network.threads=3\nnum.io.threads=8\nlog.retention.check.interval.ms=300000\n"
             }

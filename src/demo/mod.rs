@@ -33,7 +33,7 @@ mod space;
 pub mod workers;
 
 use std::fs;
-use std::io::{ErrorKind, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -51,6 +51,7 @@ use patience::off_the_runtime;
 use postgres::{PostgresOptions, PrivatePostgres};
 use progress::{Progress, say};
 pub use report::DemoReport;
+pub use scratch::BadPlace;
 use scratch::ScratchDir;
 use simulator::{SimOptions, Simulator};
 use sink::Sink;
@@ -63,19 +64,27 @@ const DATABASE: &str = "history";
 /// How often it is looked what has died while everything is kept.
 const WATCH: Duration = Duration::from_millis(250);
 
+/// The result could not be written to stdout.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unprinted(pub io::Error);
+
 /// The demo was ended by a signal before it was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted; everything the demo had started is stopped and removed")]
 pub struct Interrupted;
 
-/// Runs the demo from beginning to end, prints its story (or JSON) to stdout, and gives it back. The result may say
-/// that a check failed ([`DemoReport::ok`]): that is for the caller's exit code.
+/// Runs the demo from beginning to end, prints its story, laid out for so many columns (or JSON), to stdout, and gives it
+/// back. The result may say that a check failed ([`DemoReport::ok`]): that is for the caller's exit code.
 ///
 /// # Errors
-/// [`Usage`] before anything is started; [`Interrupted`] after SIGINT or SIGTERM; otherwise when a part does not start,
-/// ends, or gets stuck; also when what a demo is kept for has died.
-pub async fn run(options: DemoOptions, worker: WorkerCommand) -> Result<DemoReport> {
+/// [`Usage`] and [`BadPlace`] before anything is started; [`Interrupted`] after SIGINT, SIGTERM or SIGHUP; [`Unprinted`];
+/// otherwise when a part does not start, ends, or gets stuck; also when what a demo is kept for has died.
+pub async fn run(options: DemoOptions, worker: WorkerCommand, columns: usize) -> Result<DemoReport> {
     options.check()?;
+    if let Some(note) = scratch::check_place()? {
+        say(&format!("afterimage: {note}"));
+    }
     let mut signals = Signals::listen()?;
     // Leftovers of demos that were killed together with what watched them.
     postgres::sweep_stale();
@@ -85,7 +94,7 @@ pub async fn run(options: DemoOptions, worker: WorkerCommand) -> Result<DemoRepo
     space::check(&options)?;
 
     let told = tokio::select! {
-        told = tell(&options, &worker) => told?,
+        told = tell(&options, &worker, columns) => told?,
         () = signals.received() => bail!(Interrupted),
     };
     let (mut stage, report) = told;
@@ -121,7 +130,7 @@ struct Play<'a> {
     begun: Instant,
 }
 
-async fn tell(options: &DemoOptions, worker: &WorkerCommand) -> Result<(Stage, DemoReport)> {
+async fn tell(options: &DemoOptions, worker: &WorkerCommand, columns: usize) -> Result<(Stage, DemoReport)> {
     let begun = Instant::now();
     let progress = Progress::new();
     let choice = options.broker();
@@ -168,7 +177,8 @@ async fn tell(options: &DemoOptions, worker: &WorkerCommand) -> Result<(Stage, D
     let mut stage = Stage { workers: Workers::default(), capture: None, broker, postgres, dir };
     let play = Play { options, worker, java, simulator, prefix, partitions, progress, begun };
     match stage.play(play).await {
-        Ok(report) => Ok((stage, report)),
+        // What is wrong with stdout is not looked for elsewhere.
+        Ok(report) => print(options, &report, columns).map(|()| (stage, report)),
         Err(error) => Err(space::explained(error, || stage.postgres.log() + &stage.workers.logs())),
     }
 }
@@ -240,13 +250,17 @@ impl Stage {
         };
         let report = report::gather(&facts, &sink, &url, &listener).await?;
         progress.end();
-        let text = if options.json { serde_json::to_string_pretty(&report)? + "\n" } else { report.to_string() };
-        let mut out = std::io::stdout().lock();
-        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-            // A reader that has seen enough (`| head`) is not a failure.
-            Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print the report"),
-            _ => Ok(report),
-        }
+        Ok(report)
+    }
+}
+
+fn print(options: &DemoOptions, report: &DemoReport, columns: usize) -> Result<()> {
+    let text = if options.json { serde_json::to_string_pretty(report)? + "\n" } else { format!("{report:columns$}") };
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A reader that has seen enough (`| head`) is not a failure.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => bail!(Unprinted(error)),
+        _ => Ok(()),
     }
 }
 
@@ -308,23 +322,29 @@ impl Stage {
     }
 }
 
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
+struct Signals(Vec<Signal>);
 
 impl Signals {
     fn listen() -> Result<Self> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Signals { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        let mut kinds = vec![SignalKind::interrupt(), SignalKind::terminate()];
+        // Who starts it under nohup wants it to survive the terminal.
+        if !is_ignored(&fs::read_to_string("/proc/self/status").unwrap_or_default(), libc::SIGHUP) {
+            kinds.push(SignalKind::hangup());
+        }
+        kinds.into_iter().map(signal).collect::<io::Result<_>>().map(Signals).context("cannot listen for signals")
     }
 
     async fn received(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
+        let signals = self.0.iter_mut().map(|signal| Box::pin(signal.recv()));
+        futures::future::select_all(signals).await;
     }
+}
+
+/// Whether a process ignores a signal, by its `/proc/<pid>/status`.
+fn is_ignored(status: &str, number: libc::c_int) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (number - 1) & 1 == 1
 }
 
 #[cfg(test)]

@@ -53,7 +53,8 @@ impl ScratchDir {
             let unborn = base.join(format!(".new-{name}"));
             match DirBuilder::new().mode(0o711).create(&unborn) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                other => other?,
+                Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", unborn.display()))),
+                Ok(()) => {}
             }
             // The umask may have taken the x bits that other users need.
             fs::set_permissions(&unborn, fs::Permissions::from_mode(0o711))?;
@@ -120,9 +121,69 @@ impl Drop for ScratchDir {
 /// runs as another user could not reach its data below a private `$TMPDIR`.
 pub fn base_dir() -> PathBuf {
     let wanted = std::env::temp_dir();
-    let passable = wanted.is_absolute()
-        && wanted.ancestors().all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0));
-    if passable { wanted } else { PathBuf::from("/tmp") }
+    if wanted.is_absolute() && private_part(&wanted).is_none() { wanted } else { PathBuf::from("/tmp") }
+}
+
+/// Which of its directories, itself included, other users can't pass through.
+fn private_part(wanted: &Path) -> Option<&Path> {
+    wanted.ancestors().find(|dir| !fs::metadata(dir).is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0))
+}
+
+/// `TMPDIR` names no place for a demo.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {reason}")]
+pub struct BadPlace {
+    /// What it names.
+    pub place: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Longest path of a socket, in bytes, without the closing zero.
+const SOCKET_MAX: usize = 107;
+
+/// Looks whether directories can be made where `TMPDIR` says. What comes back is to be told: it is not used.
+///
+/// # Errors
+/// [`BadPlace`] with what is wrong with it.
+pub fn check_place() -> Result<Option<String>, BadPlace> {
+    let Some(named) = std::env::var_os("TMPDIR").filter(|dir| !dir.is_empty()) else { return Ok(None) };
+    check(Path::new(&named), &base_dir())
+}
+
+fn check(named: &Path, used: &Path) -> Result<Option<String>, BadPlace> {
+    let bad = |reason: String| Err(BadPlace { place: named.display().to_string(), reason });
+    if !named.is_absolute() {
+        return bad("it is not an absolute path".to_owned());
+    }
+    match fs::metadata(named) {
+        Ok(meta) if meta.is_dir() => {}
+        Ok(_) => return bad("it is not a directory".to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return bad("there is no such directory".to_owned()),
+        Err(error) => return bad(error.to_string()),
+    }
+    if named != used
+        && let Some(part) = private_part(named)
+    {
+        let why = if part == named { "it".to_owned() } else { part.display().to_string() };
+        return Ok(Some(format!(
+            "{} is used, not TMPDIR ({}): other users can't pass through {why}, and PostgreSQL may run as one",
+            used.display(),
+            named.display()
+        )));
+    }
+    let longest = SOCKET_MAX - format!("/{}-{}-99/socket/.s.PGSQL.65535", super::postgres::PREFIX, u32::MAX).len();
+    let length = named.as_os_str().len();
+    if length > longest {
+        return bad(format!("its {length} bytes leave no room for the path of a socket; {longest} do"));
+    }
+    // Rights do not tell of a file system that is read-only; making a directory does.
+    let tried = named.join(format!(".new-afterimage-{}", std::process::id()));
+    match fs::create_dir(&tried).and_then(|()| fs::remove_dir(&tried)) {
+        Ok(()) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => bad("its disk is full".to_owned()),
+        Err(error) => bad(format!("no directory can be made in it: {error}")),
+    }
 }
 
 /// Removes the scratch directories of this prefix whose owner is gone, and says how many. Directories of live owners,
@@ -232,6 +293,26 @@ mod tests {
         assert_eq!(sweep_stale(&prefix), 1);
         assert!(!dead_path.exists());
         assert!(living.path().exists());
+    }
+
+    #[test]
+    fn a_place_where_nothing_can_be_made_is_refused_with_the_reason() {
+        let dir = ScratchDir::create("afterimage-test-place").unwrap();
+        let refused = |place: &Path| check(place, place).unwrap_err().reason;
+        assert_eq!(check(dir.path(), dir.path()), Ok(None));
+        assert_eq!(refused(Path::new("a/b")), "it is not an absolute path");
+        assert_eq!(refused(&dir.path().join("none")), "there is no such directory");
+        let file = dir.path().join("file");
+        fs::write(&file, "x").unwrap();
+        assert_eq!(refused(&file), "it is not a directory");
+        let deep = dir.path().join("d".repeat(80));
+        fs::create_dir(&deep).unwrap();
+        assert!(refused(&deep).contains("no room for the path of a socket"), "{}", refused(&deep));
+        // Where even root can make nothing.
+        assert!(refused(Path::new("/proc")).starts_with("no directory can be made in it: "));
+        let private = dir.subdir("private", None).unwrap();
+        let told = check(&private, Path::new("/tmp")).unwrap().unwrap();
+        assert!(told.starts_with("/tmp is used, not TMPDIR (") && told.contains("pass through it"), "{told}");
     }
 
     #[test]

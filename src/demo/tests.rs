@@ -152,7 +152,7 @@ esac
     fs::set_permissions(&product, fs::Permissions::from_mode(0o755)).unwrap();
     // With schema blocks, more bytes per partition than the broker keeps.
     let options = DemoOptions { events: Some(12_000), workers: 1, json: true, ..DemoOptions::default() };
-    let report = run(options, WorkerCommand { program: product }).await.unwrap();
+    let report = run(options, WorkerCommand { program: product }, 100).await.unwrap();
     assert!(report.conservation.broken.is_empty(), "{report}");
     assert_eq!(report.conservation.messages, report.emitted.messages as i64);
     assert!(!report.ok(), "this worker stores no history, and the report must say so");
@@ -215,6 +215,6 @@ async fn play_the_worker() {
 async fn play_the_demo() {
     let Some(program) = std::env::var_os(PLAY_DEMO) else { return };
     let options = DemoOptions { events: Some(20_000), ..DemoOptions::default() };
-    let error = run(options, WorkerCommand { program: program.into() }).await.unwrap_err();
+    let error = run(options, WorkerCommand { program: program.into() }, 100).await.unwrap_err();
     println!("ended: {error:#}");
 }

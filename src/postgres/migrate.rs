@@ -9,10 +9,11 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, GenericClient};
+use tokio_postgres::{Client, GenericClient, Transaction};
 use uuid::Uuid;
 
-use super::client::ANSWER_TIME;
+use super::client::{ANSWER_TIME, SinkSettings};
+use super::vigil::{self, Silence};
 
 /// One file of SQL.
 struct Migration {
@@ -142,6 +143,18 @@ pub enum MigrateError {
         /// What the server said.
         source: tokio_postgres::Error,
     },
+    /// The server process that does it is frozen, or cut off.
+    #[error(
+        "migration {name} is given up: server process {pid} {silence}; it is rolled back, or was committed as a whole"
+    )]
+    Dead {
+        /// The migration's file name, without its ending.
+        name: &'static str,
+        /// The server process.
+        pid: i32,
+        /// What it was.
+        silence: Silence,
+    },
     /// It takes questions, and does not answer.
     #[error("the server has not answered within {} s", .0.as_secs())]
     Silent(Duration),
@@ -156,7 +169,16 @@ pub enum MigrateError {
 /// # Errors
 /// See [`MigrateError`].
 pub async fn migrate(client: &mut Client) -> Result<Report, MigrateError> {
-    apply(client, MIGRATIONS).await
+    apply(client, None, MIGRATIONS).await
+}
+
+/// The same, told of while it goes on, and given up when the server process that does it is frozen: a second connection
+/// to `sink` looks after it.
+///
+/// # Errors
+/// See [`MigrateError`].
+pub async fn migrate_watched(client: &mut Client, sink: &SinkSettings) -> Result<Report, MigrateError> {
+    apply(client, Some(sink), MIGRATIONS).await
 }
 
 /// Whether `run` can work with this schema as it is: neither too old nor too new.
@@ -189,8 +211,17 @@ async fn looked_at(client: &Client) -> Result<SchemaVersion, MigrateError> {
     Ok(SchemaVersion { version: SCHEMA_VERSION, sink_id: row.try_get(0)?, system_identifier: row.try_get(1)? })
 }
 
-async fn apply(client: &mut Client, migrations: &[Migration]) -> Result<Report, MigrateError> {
+async fn apply(
+    client: &mut Client,
+    sink: Option<&SinkSettings>,
+    migrations: &[Migration],
+) -> Result<Report, MigrateError> {
     answered(check_server(client)).await?;
+    let pid: i32 = answered(async {
+        let rows = client.query_typed("select pg_catalog.pg_backend_pid()", &[]).await?;
+        rows.first().map_or(Ok(0), |row| Ok(row.try_get(0)?))
+    })
+    .await?;
     let known = migrations.last().map_or(0, |m| m.number);
     let mut applied = Vec::new();
 
@@ -227,20 +258,15 @@ async fn apply(client: &mut Client, migrations: &[Migration]) -> Result<Report, 
             }
             continue;
         }
-        let failed = |source| MigrateError::Failed { name: migration.name, source };
-        // A worker may hold what a later migration alters: fail rather than queue everyone behind us.
-        tx.batch_execute("set local lock_timeout = '30s'").await?;
-        tx.batch_execute(migration.sql).await.map_err(failed)?;
-        tx.execute_typed(
-            "insert into afterimage.migration (number, name, checksum) values ($1, $2, $3)",
-            &[(&migration.number, Type::INT4), (&migration.name, Type::TEXT), (&checksum, Type::BYTEA)],
-        )
-        .await
-        .map_err(failed)?;
-        tx.execute_typed("update afterimage.meta set schema_version = $1", &[(&migration.number, Type::INT4)])
-            .await
-            .map_err(failed)?;
-        tx.commit().await.map_err(failed)?;
+        let work = applied_in(tx, migration, &checksum);
+        match sink {
+            None => work.await,
+            Some(sink) => {
+                let dead = |silence| MigrateError::Dead { name: migration.name, pid, silence };
+                vigil::over(sink, pid, &format!("migration {}", migration.name), work).await.map_err(dead)?
+            }
+        }
+        .map_err(|source| MigrateError::Failed { name: migration.name, source })?;
         applied.push((migration.number, migration.name.to_owned()));
     }
     if applied.is_empty() && known > 0 {
@@ -250,9 +276,23 @@ async fn apply(client: &mut Client, migrations: &[Migration]) -> Result<Report, 
     Ok(Report { applied, version: known })
 }
 
+/// The migration itself, to the end of its transaction.
+async fn applied_in(tx: Transaction<'_>, migration: &Migration, checksum: &[u8]) -> Result<(), tokio_postgres::Error> {
+    // A worker may hold what a later migration alters: fail rather than queue everyone behind us.
+    tx.batch_execute("set local lock_timeout = '30s'").await?;
+    tx.batch_execute(migration.sql).await?;
+    tx.execute_typed(
+        "insert into afterimage.migration (number, name, checksum) values ($1, $2, $3)",
+        &[(&migration.number, Type::INT4), (&migration.name, Type::TEXT), (&checksum, Type::BYTEA)],
+    )
+    .await?;
+    tx.execute_typed("update afterimage.meta set schema_version = $1", &[(&migration.number, Type::INT4)]).await?;
+    tx.commit().await
+}
+
 /// A transaction that holds the lock of all migrations; dropped = rolled back. Whoever has it is waited for, and named
 /// from time to time.
-async fn locked(client: &mut Client) -> Result<tokio_postgres::Transaction<'_>, MigrateError> {
+async fn locked(client: &mut Client) -> Result<Transaction<'_>, MigrateError> {
     let begun =
         format!("set local statement_timeout = 0; set local lock_timeout = '{}s'; savepoint waiting", TELL.as_secs());
     let tx = answered(async {

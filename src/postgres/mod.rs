@@ -2,8 +2,9 @@
 //!
 //! [`client`] connects, [`migrate`] brings the schema up, [`registry`] names orgs, objects, sources and
 //! fields, [`search`] keeps typed views and lookup fields, [`claim`] takes partitions over with a new epoch,
-//! [`lookup`] reads records and keys through, [`splice`] puts late events in their place, [`source`] looks at the captured database, [`commit`] writes sealed
-//! batches and moves positions in one transaction, [`status`] tells where things stand.
+//! [`lookup`] reads records and keys through, [`splice`] puts late events in their place, [`source`] looks at the captured
+//! database, [`commit`] writes sealed batches and moves positions in one transaction, [`status`] tells where things stand,
+//! [`vigil`] whether a server process that works for long is alive.
 
 pub mod claim;
 pub mod client;
@@ -17,6 +18,7 @@ mod settle;
 pub mod source;
 pub mod splice;
 pub mod status;
+pub mod vigil;
 mod wire;
 
 /// A connection to the sink, and what can go wrong on it: the driver's own types, under the sink's name.

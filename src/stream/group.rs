@@ -384,18 +384,8 @@ impl Group {
     fn must_wait(&mut self) -> bool {
         let parts = &self.parts;
         let missing = |task: &Task| {
-            if !task.lane.is_empty() || task.left_behind {
-                return false;
-            }
-            let at_end = match parts.inbox.progress(task.partition) {
-                Some(progress) => {
-                    progress.end.is_some()
-                        || (task.delivered
-                            && parts.consumer.high_watermark(&parts.topic, task.partition) == Some(progress.next))
-                }
-                None => true,
-            };
-            !at_end
+            let end = || parts.consumer.high_watermark(&parts.topic, task.partition);
+            task.is_awaited(parts.inbox.progress(task.partition), end)
         };
         self.waits = false;
         for task in self.tasks.values_mut() {

@@ -10,6 +10,7 @@ use super::merge::Lane;
 use crate::core::batch::Advance;
 use crate::core::event::{Lsn, Micros};
 use crate::core::position::{Counters, Passed, PositionId};
+use crate::kafka::Progress;
 use crate::postgres::claim::Claim;
 use crate::postgres::commit::Held;
 
@@ -98,6 +99,17 @@ impl Task {
         before
     }
 
+    /// Whether nothing of it is at hand although there may be more: then it has to be heard before the topic's next event
+    /// is chosen. `progress` is `None` between the claim and the assignment, while nothing is fetched yet: what it holds
+    /// may be older than all that lies in other lanes. `end` is the broker's end as of the last fetch.
+    pub fn is_awaited(&self, progress: Option<Progress>, end: impl FnOnce() -> Option<i64>) -> bool {
+        if !self.lane.is_empty() || self.left_behind {
+            return false;
+        }
+        let Some(progress) = progress else { return true };
+        progress.end.is_none() && !(self.delivered && end() == Some(progress.next))
+    }
+
     /// Whether the image store has forgotten everything that was committed before this claim.
     pub fn caught_up(&self) -> bool {
         self.read >= self.catch_up_to
@@ -164,6 +176,20 @@ mod tests {
         behind.read = 5200;
         behind.rewind();
         assert_eq!(behind.read, 5000);
+    }
+
+    #[test]
+    fn a_partition_is_awaited_from_its_claim_until_it_delivers_or_ends() {
+        let mut fresh = task(5, 5);
+        let at = |end| Some(Progress { generation: 1, next: 5, end });
+        assert!(fresh.is_awaited(None, || Some(5)), "claimed, and not assigned yet");
+        assert!(fresh.is_awaited(at(None), || Some(5)), "its end was told before anything was fetched");
+        assert!(!fresh.is_awaited(at(Some(5)), || None), "at its end");
+        fresh.delivered = true;
+        assert!(fresh.is_awaited(at(None), || Some(6)) && fresh.is_awaited(at(None), || None));
+        assert!(!fresh.is_awaited(at(None), || Some(5)), "all that was fetched is delivered");
+        fresh.left_behind = true;
+        assert!(!fresh.is_awaited(None, || None), "waited for in vain");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod audit;
+pub mod certificates;
 pub mod names;
 pub mod postgres;
 pub mod stream;

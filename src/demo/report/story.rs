@@ -7,8 +7,13 @@ use super::{ARTICLE_BYTES_PER_VERSION, AccountVersion, DemoReport};
 use crate::demo::options::{BrokerChoice, CaptureChoice};
 use crate::demo::simulator::article;
 
-/// Lines are no longer than this, so that an ordinary terminal shows them as they are meant.
+/// Columns where the format asks for no other width.
 const WIDTH: usize = 100;
+
+/// Columns that the report is laid out for: the width of the format, as in `{report:80}`.
+fn columns(out: &Formatter<'_>) -> usize {
+    out.width().unwrap_or(WIDTH)
+}
 
 impl Display for DemoReport {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
@@ -46,14 +51,19 @@ impl DemoReport {
                 None => table.row([event, String::new(), "no-op".to_string()]),
             }
         }
-        writeln!(out, "{table}")?;
+        writeln!(out, "{table:columns$}", columns = columns(out))?;
         writeln!(out, "The article's query, as it stands, under search_path = {org}_history:\n")?;
-        writeln!(out, "{}", folded(&format!("  {}", account.query), WIDTH, 4))?;
+        writeln!(out, "{}", folded(&format!("  {}", account.query), columns(out), 4))?;
         let mut table = Table::new(&account.answer.columns);
         for row in &account.answer.rows {
             table.row(row.iter().map(|cell| cell.clone().unwrap_or_default()));
         }
-        writeln!(out, "{table}  ({} rows; the listener's table gave 21)\n", account.answer.rows.len())
+        writeln!(
+            out,
+            "{table:columns$}  ({} rows; the listener's table gave 21)\n",
+            account.answer.rows.len(),
+            columns = columns(out)
+        )
     }
 
     /// The 21 events in order, the no-ops between two versions drawn together. If the history is not the article's,
@@ -92,22 +102,22 @@ impl DemoReport {
             self.processing_seconds,
             thousands(rate as i64)
         );
-        write!(out, "{}", folded(&totals, WIDTH, 2))?;
+        write!(out, "{}", folded(&totals, columns(out), 2))?;
         if let Some(crash) = &self.crash {
-            writeln!(
-                out,
+            let killed = format!(
                 "On the way: kill -9 of worker {}, which held {} partitions with {} uncommitted messages",
                 crash.worker,
                 crash.partitions,
                 thousands(crash.waiting)
-            )?;
+            );
+            write!(out, "{}", folded(&killed, columns(out), 2))?;
         }
         if self.connector_kills > 0 {
-            writeln!(
-                out,
+            let killed = format!(
                 "and {} kills of the connectors, which then repeated what they had sent last",
                 self.connector_kills
-            )?;
+            );
+            write!(out, "{}", folded(&killed, columns(out), 2))?;
         }
         writeln!(out, "What became of each (afterimage.outcomes):\n")?;
         let all: i64 = self.outcomes.iter().map(|outcome| outcome.events).sum();
@@ -120,14 +130,14 @@ impl DemoReport {
                 format!("{:.1}%", 100.0 * outcome.events as f64 / all.max(1) as f64),
             ]);
         }
-        writeln!(out, "{table}")?;
+        writeln!(out, "{table:columns$}", columns = columns(out))?;
         let stored: i64 = self.versions.values().sum();
         writeln!(out, "What is kept (afterimage.changes): {} versions\n", thousands(stored))?;
         let mut table = Table::new(["op", "versions"]);
         for (op, count) in &self.versions {
             table.row([op.clone(), thousands(*count)]);
         }
-        writeln!(out, "{table}")
+        writeln!(out, "{table:columns$}", columns = columns(out))
     }
 
     fn write_bytes(&self, out: &mut Formatter<'_>) -> fmt::Result {
@@ -148,7 +158,7 @@ impl DemoReport {
             size(article),
             per_event(article),
         ]);
-        writeln!(out, "{table}")?;
+        writeln!(out, "{table:columns$}", columns = columns(out))?;
         let smaller = format!(
             "  The time machine is {:.1} times smaller (deltas {}, keyframes {}, records {}; whole schema {}).",
             full / history.max(1.0),
@@ -157,7 +167,7 @@ impl DemoReport {
             size(bytes.record as f64),
             size(bytes.schema as f64)
         );
-        write!(out, "{}", folded(&smaller, WIDTH, 2))?;
+        write!(out, "{}", folded(&smaller, columns(out), 2))?;
         let samples: Vec<String> = bytes
             .copies
             .iter()
@@ -167,7 +177,7 @@ impl DemoReport {
             .collect();
         let measured =
             format!("  Measured on samples of the same events in tables like the article's: {}.", samples.join(", "));
-        writeln!(out, "{}", folded(&measured, WIDTH, 2))
+        writeln!(out, "{}", folded(&measured, columns(out), 2))
     }
 
     fn write_checks(&self, out: &mut Formatter<'_>) -> fmt::Result {
@@ -184,7 +194,7 @@ impl DemoReport {
         );
         check(out, law.broken.is_empty(), &accounted)?;
         for partition in &law.broken {
-            writeln!(out, "       {partition}")?;
+            write!(out, "{}", folded(&format!("       {partition}"), columns(out), 9))?;
         }
         self.write_crash(out)?;
         let truth = &self.truth;
@@ -199,7 +209,7 @@ impl DemoReport {
             _ => check(out, truth.ok(), &compared)?,
         }
         for difference in &truth.differences {
-            writeln!(out, "       {difference}")?;
+            write!(out, "{}", folded(&format!("       {difference}"), columns(out), 9))?;
         }
         let aside = self.set_aside;
         let short = format!(
@@ -250,12 +260,12 @@ impl DemoReport {
 
     fn write_next(&self, out: &mut Formatter<'_>) -> fmt::Result {
         writeln!(out, "\nTry next\n")?;
-        writeln!(out, "  make demo ARGS=\"--keep\"              everything stays up: psql, metrics, SQL to paste")?;
-        writeln!(
-            out,
-            "  make demo-real                       the same with real Debezium and a real Kafka (Java, Maven)"
-        )?;
-        writeln!(out, "  make demo ARGS=\"--workers 4 --events 200000 --seed {}\"", self.seed.wrapping_add(1))
+        let again = format!("make demo ARGS=\"--workers 4 --events 200000 --seed {}\"", self.seed.wrapping_add(1));
+        let mut table = Table::plain();
+        table.row(["make demo ARGS=\"--keep\"", "everything stays up: psql, metrics, SQL to paste"]);
+        table.row(["make demo-real", "the same with real Debezium and a real Kafka (Java, Maven)"]);
+        write!(out, "{table:columns$}", columns = columns(out))?;
+        writeln!(out, "  {again}")
     }
 }
 
@@ -265,7 +275,7 @@ fn check(out: &mut Formatter<'_>, right: bool, what: &str) -> fmt::Result {
 }
 
 fn verdict(out: &mut Formatter<'_>, verdict: &str, what: &str) -> fmt::Result {
-    write!(out, "{}", folded(&format!("  {verdict} {what}"), WIDTH, 7))
+    write!(out, "{}", folded(&format!("  {verdict} {what}"), columns(out), 7))
 }
 
 /// Questions to paste into psql: (what is asked, SQL without double quotes).

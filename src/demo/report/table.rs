@@ -2,6 +2,9 @@
 
 use std::fmt::{self, Write as _};
 
+/// A last column is never squeezed below this.
+const NARROWEST: usize = 16;
+
 /// A table under construction.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -13,6 +16,11 @@ impl Table {
     /// A table with these columns.
     pub fn new<S: ToString>(header: impl IntoIterator<Item = S>) -> Self {
         Table { header: header.into_iter().map(|name| name.to_string()).collect(), rows: Vec::new() }
+    }
+
+    /// A table without a header, of two columns.
+    pub fn plain() -> Self {
+        Table { header: vec![String::new(); 2], rows: Vec::new() }
     }
 
     /// Adds a row; missing cells are empty.
@@ -41,13 +49,22 @@ impl fmt::Display for Table {
                 cells.peek().is_some() && cells.all(is_number)
             })
             .collect();
-        for row in std::iter::once(&self.header).chain(&self.rows) {
+        // What does not fit the width of the format, as in `{table:80}`, goes on below, in its own column.
+        let before: usize = 2 + widths.iter().rev().skip(1).map(|width| width + 2).sum::<usize>();
+        let last = out.width().map_or(usize::MAX, |width| width.saturating_sub(before).max(NARROWEST));
+        let header = self.header.iter().any(|name| !name.is_empty()).then_some(&self.header);
+        for row in header.into_iter().chain(&self.rows) {
             let mut line = String::from("  ");
             for (column, width) in widths.iter().enumerate() {
                 let cell = Self::cell(row, column);
                 let blanks = " ".repeat(width - display_width(cell));
-                let (before, after) = if to_the_right[column] { (blanks.as_str(), "") } else { ("", blanks.as_str()) };
-                let _ = write!(line, "{before}{cell}{after}  ");
+                let (left, right) = if to_the_right[column] { (blanks.as_str(), "") } else { ("", blanks.as_str()) };
+                if column + 1 == columns && display_width(cell) > last {
+                    let indent = format!("\n{}", " ".repeat(before));
+                    line.push_str(&folded(cell, last, 2).trim_end().replace('\n', &indent));
+                } else {
+                    let _ = write!(line, "{left}{cell}{right}  ");
+                }
             }
             writeln!(out, "{}", line.trim_end())?;
         }
@@ -125,6 +142,20 @@ mod tests {
         table.row(["délete", "7"]);
         table.row(["x"]);
         assert_eq!(table.to_string(), "  op       rows\n  update  1,204\n  délete      7\n  x\n");
+    }
+
+    #[test]
+    fn a_last_column_that_does_not_fit_goes_on_below() {
+        let mut table = Table::new(["seq", "changes"]);
+        table.row(["1", "phone: 5555551212 → 967-160-7974"]);
+        table.row(["2", "short"]);
+        let folded = "  seq  changes\n    1  phone: 5555551212 →\n         967-160-7974\n    2  short\n";
+        assert_eq!(format!("{table:28}"), folded);
+        assert!(format!("{table:1}").lines().all(|line| line.chars().count() <= 7 + NARROWEST));
+        assert_eq!(format!("{table:99}"), table.to_string());
+        let mut plain = Table::plain();
+        plain.row(["make demo", "once more"]);
+        assert_eq!(plain.to_string(), "  make demo  once more\n");
     }
 
     #[test]

@@ -95,7 +95,11 @@ fn the_story_shows_21_events_and_six_versions() {
     assert!(line("14-21").ends_with("no-op"), "{text}");
     let words = words(&text);
     assert!(words.contains(article::QUERY), "the query stands there verbatim");
-    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    for columns in [100, 80] {
+        let text = format!("{:columns$}", report());
+        assert!(text.lines().all(|line| line.chars().count() <= columns), "{columns}\n{text}");
+        assert!(text.contains("967-160-7974 x6487"), "{text}");
+    }
     assert!(text.contains("60,000 messages"), "{text}");
     assert!(words.contains("kill -9 of worker demo-2, which held 12 partitions with 812 uncommitted"), "{text}");
     let went_on = "all of its partitions are claimed again after 6.3 s, the first commit follows after 6.5 s";
