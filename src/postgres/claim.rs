@@ -121,9 +121,10 @@ pub async fn claim(
 async fn free(sink: &SinkSettings, wanted: &[Wanted]) -> Result<(), ClaimError> {
     let mut waiting = sink.connect().await?;
     let other = sink.connect().await?;
-    let pid: i32 = waiting.query_typed("SELECT pg_backend_pid()", &[]).await?[0].try_get(0)?;
     let transaction = waiting.transaction().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '2s'").await?;
+    // In the transaction that waits: behind a pooler the next one may be another server process.
+    let pid: i32 = transaction.query_typed("SELECT pg_backend_pid()", &[]).await?[0].try_get(0)?;
     let blocked = lock(&transaction, wanted);
     let end = async {
         // The lock request has to be waiting before its blockers can be named.

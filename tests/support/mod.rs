@@ -6,6 +6,7 @@
 pub mod app;
 pub mod audit;
 pub mod names;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod stream;
 pub mod terminal;
