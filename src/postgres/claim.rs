@@ -221,6 +221,7 @@ async fn try_claim(
         }
         ours.push(position_id);
     }
+    failpoint!("claim.locked", made());
     for (position_id, from, to) in &gaps {
         transaction
             .execute_typed(
@@ -244,6 +245,7 @@ async fn try_claim(
             &[(&ours, Type::INT4_ARRAY)],
         )
         .await?;
+    failpoint!("claim.raised", made());
     let mut claims = Vec::with_capacity(rows.len());
     for row in &rows {
         let source_at: Option<Moment> = row.try_get(6)?;
@@ -265,8 +267,16 @@ async fn try_claim(
     }
     claims.sort_by_key(|claim| claim.position_id);
     note(&transaction, claimant, &mut claims).await?;
+    failpoint!("claim.noted", made());
     transaction.commit().await?;
+    failpoint!("claim.committed", made());
     Ok((claims, halted))
+}
+
+/// A step that a test made fail.
+#[cfg(feature = "failpoints")]
+fn made() -> ClaimError {
+    ClaimError::Connect(ConnectError::Settings("a failpoint".into()))
 }
 
 /// Leaves the claim rows and reads the older ones, which tell a local store's lineage (D14).
