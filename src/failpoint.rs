@@ -35,7 +35,7 @@ pub use with_feature::{Failpoint, POINTS, reached};
 
 #[cfg(feature = "failpoints")]
 mod with_feature {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::Duration;
@@ -125,8 +125,8 @@ mod with_feature {
         fails
     }
 
-    fn pause(file: &PathBuf) {
-        let mut here = file.clone().into_os_string();
+    fn pause(file: &Path) {
+        let mut here = file.as_os_str().to_owned();
         here.push(".here");
         if let Err(error) = std::fs::write(&here, "") {
             panic!("FAILPOINTS: {}: {error}", file.display());

@@ -362,6 +362,9 @@ async fn run(seed: u64, deeds: usize) -> Report {
     report
 }
 
+/// Name and notes of a record.
+type Fields = (Option<String>, Option<String>);
+
 /// Versions stored twice, broken chains, wrong last images.
 async fn faults(sink: &Client, course: &Course) -> Vec<String> {
     let mut faults = Vec::new();
@@ -395,10 +398,9 @@ async fn faults(sink: &Client, course: &Course) -> Vec<String> {
         faults.extend(rows.iter().map(|row| format!("{what}: {}: {}", row.get::<_, &str>(0), row.get::<_, &str>(1))));
     }
     let query = "SELECT sfid, status = 'live', image ->> 'name', image ->> 'notes__c' FROM afterimage.records";
-    let found: BTreeMap<String, Option<(Option<String>, Option<String>)>> =
-        (sink.query(query, &[]).await.unwrap().iter())
-            .map(|row| (row.get(0), row.get::<_, bool>(1).then(|| (row.get(2), row.get(3)))))
-            .collect();
+    let found: BTreeMap<String, Option<Fields>> = (sink.query(query, &[]).await.unwrap().iter())
+        .map(|row| (row.get(0), row.get::<_, bool>(1).then(|| (row.get(2), row.get(3)))))
+        .collect();
     for (sfid, wanted) in &course.finals {
         let unknown = || Some(r#"{"$unknown": true}"#.to_owned());
         let wanted = wanted.clone().map(|(name, notes)| (Some(name), notes.or_else(unknown)));

@@ -195,7 +195,7 @@ impl<'w, S: Shared> Racer<'w, S> {
             Some((message.timestamp_ms, *partition))
         });
         match behind.min() {
-            Some((_, partition)) if which % 3 > 0 => Some(partition),
+            Some((_, partition)) if !which.is_multiple_of(3) => Some(partition),
             _ => mine.get(usize::from(which) % mine.len().max(1)).copied(),
         }
     }

@@ -86,6 +86,6 @@ fn user(server: &PrivatePostgres) -> String {
 /// Debian keeps it where a user's `PATH` does not lead.
 fn program() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let there = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).map(|dir| dir.join("pgbouncer"));
-    there.into_iter().find(|file| file.is_file()).expect("pgbouncer is installed: `.ci/packages test` does that")
+    let mut there = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).map(|dir| dir.join("pgbouncer"));
+    there.find(|file| file.is_file()).expect("pgbouncer is installed: `.ci/packages test` does that")
 }
