@@ -5,6 +5,9 @@
 //! [`kafka`] and [`postgres`] each talk to one outside system, [`stream`] drives them, and
 //! [`cli`] and [`demo`] talk to people.
 
+#[macro_use]
+pub mod failpoint;
+
 pub mod cli;
 pub mod config;
 pub mod core;

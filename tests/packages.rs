@@ -9,9 +9,9 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 /// What the script may use of this machine.
-const REAL: [&str; 15] = [
+const REAL: [&str; 16] = [
     "bash", "true", "awk", "sed", "sort", "head", "grep", "dirname", "readlink", "env", "mkdir", "rm", "tee", "cat",
-    "touch",
+    "touch", "chmod",
 ];
 
 const ALL_FOR_BUILD: [&str; 4] = ["libclang-dev", "libssl-dev", "zlib1g-dev", "pkg-config"];
@@ -19,12 +19,15 @@ const ALL_FOR_BUILD: [&str; 4] = ["libclang-dev", "libssl-dev", "zlib1g-dev", "p
 /// What keeps Debian from making and starting a cluster when the server is installed.
 const DROP_IN: &str = "/etc/postgresql-common/createcluster.d/afterimage.conf";
 
+/// What keeps Debian from starting a newly installed service.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
 struct Machine {
     bin: TempDir,
 }
 
 impl Machine {
-    /// A machine with Rust and a compiler, these packages, the user `uid`, and no sudo.
+    /// A machine with Rust, a compiler, PostgreSQL and PgBouncer, these packages, the user `uid`, and no sudo.
     fn new(uid: u32, packages: &[&str]) -> Machine {
         let bin = tempfile::tempdir().unwrap();
         let path = std::env::var_os("PATH").unwrap();
@@ -37,12 +40,14 @@ impl Machine {
         machine.tool("cargo-fmt", "true");
         machine.tool("cargo-clippy", "true");
         machine.tool("c++", "true");
+        machine.tool("pgbouncer", "true");
         machine.tool("id", &format!("echo {uid}"));
         let listed: String = packages.iter().map(|name| format!("installed {name}\\n")).collect();
         machine.tool("dpkg-query", &format!("printf '{listed}not-installed libgone\\n'"));
         // Notes how it was called, and whether a PostgreSQL installed now would start a cluster of its own.
         let root = machine.bin.path().display();
-        machine.tool("apt-get", &format!("echo \"$* | $(cat {root}{DROP_IN} 2>/dev/null)\" >> {root}/apt.log"));
+        let files = format!("{root}{DROP_IN} {root}{POLICY}");
+        machine.tool("apt-get", &format!("echo \"$* | $(cat {files} 2>/dev/null)\" >> {root}/apt.log"));
         machine.postgres(15);
         machine
     }
@@ -161,6 +166,26 @@ fn a_newly_installed_postgres_makes_no_cluster() {
         !Path::new(&format!("{}{DROP_IN}", machine.bin.path().display())).exists(),
         "the machine's policy is its own"
     );
+}
+
+#[test]
+fn a_newly_installed_pgbouncer_is_not_started() {
+    let machine = Machine::new(0, &ALL_FOR_BUILD).without("pgbouncer");
+    machine.tool("mvn", "true");
+    machine.tool("java", "echo 'openjdk version \"17.0.15\" 2025-04-15' >&2");
+    assert_eq!(machine.packages("build"), (Some(0), String::new()), "building does without it");
+    assert_eq!(machine.packages("test").0, Some(0));
+    let log = machine.apt_calls().join("\n");
+    assert!(log.ends_with(" pgbouncer | #!/bin/sh\nexit 101"), "{log}");
+    let policy = machine.bin.path().join(&POLICY[1..]);
+    assert!(!policy.exists(), "the machine's policy is its own");
+    // One that the machine has is neither asked nor taken away.
+    fs::write(&policy, "exit 0\n").unwrap();
+    assert_eq!(machine.packages("test").0, Some(0));
+    assert_eq!(fs::read_to_string(&policy).unwrap(), "exit 0\n");
+    // Where a user's PATH does not lead.
+    machine.tool("usr/sbin/pgbouncer", "true");
+    assert_eq!(machine.packages("test"), (Some(0), String::new()));
 }
 
 #[test]

@@ -89,6 +89,7 @@ impl Sink {
             ca: None,
             worker: "test".into(),
             application: "afterimage/test".into(),
+            pooled: false,
         };
         let reader = tokio::sync::Mutex::new(database.connect().await);
         Sink { database, settings, source, facts, watcher, reader }

@@ -242,7 +242,13 @@ pub(super) fn sink_settings(postgres: &PostgresSettings, config: &Config, verb: 
             SslMode::VerifyFull => Tls::VerifyFull,
         },
         ca: postgres.ca.clone(),
-        application: verb.map_or_else(|| format!("afterimage/{worker}"), |verb| format!("afterimage {verb}")),
+        application: match (verb, postgres.pooled) {
+            (Some(verb), _) => format!("afterimage {verb}"),
+            (None, false) => format!("afterimage/{worker}"),
+            // A pooler leaves the name on a session that others use next: it must not pass for a sign of life.
+            (None, true) => format!("afterimage:{worker}"),
+        },
+        pooled: postgres.pooled,
         worker: worker.clone(),
     }
 }

@@ -75,7 +75,7 @@ pub const KEYS: &[Key] = &[
     key(
         "postgres.pool_mode",
         Some("session"),
-        "session: the server itself, or a pooler in session mode; transaction is refused in this version",
+        "session: the server itself, or a pooler in session mode; transaction: a pooler (PgBouncer) in transaction mode",
     ),
     key(
         "state.dir",

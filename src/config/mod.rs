@@ -293,13 +293,7 @@ fn read_postgres(
     let name = read.text("postgres.name");
     let mut sslmode = read.chosen("postgres.sslmode", &SslMode::CHOICES);
     let mut ca = read.text("postgres.ca").map(PathBuf::from);
-    if read.chosen("postgres.pool_mode", &[("session", true), ("transaction", false)]) == Some(false) {
-        read.problem(
-            "postgres.pool_mode",
-            "a pooler in transaction mode is not supported by this version",
-            "point the sink's URL at the server itself, or at a pooler in session mode",
-        );
-    }
+    let pooled = read.chosen("postgres.pool_mode", &[("session", false), ("transaction", true)]).unwrap_or(false);
     let url = read.text("postgres.url")?;
     let dsn = match Dsn::parse(&url) {
         Ok(dsn) => dsn,
@@ -357,7 +351,7 @@ fn read_postgres(
     if let Some(ca) = &ca {
         shown.set_from("postgres.ca", ca.display().to_string(), &ca_from);
     }
-    Some(PostgresSettings { shown: masked_url(&dsn.text), url: Secret::new(dsn.text), name, sslmode, ca })
+    Some(PostgresSettings { shown: masked_url(&dsn.text), url: Secret::new(dsn.text), name, sslmode, ca, pooled })
 }
 
 fn read_kafka(

@@ -84,6 +84,8 @@ pub struct PostgresSettings {
     pub sslmode: SslMode,
     /// CA file for [`SslMode::VerifyFull`]; `None` = the system's CAs.
     pub ca: Option<PathBuf>,
+    /// Whether a pooler in transaction mode stands before the server.
+    pub pooled: bool,
 }
 
 /// Why a connection string can't be used; holds no value of it.

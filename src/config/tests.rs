@@ -248,7 +248,6 @@ fn bad_values_are_refused_all_at_once_with_place_reason_and_next_step() {
             "a topic can fit c.*.account of org a and c.s.* of org b",
         ),
         ("[[org]]\nname = 'a'\ntopics = ['c1.transaction']", "fits no table's topic"),
-        ("[postgres]\npool_mode = 'transaction'", "transaction mode is not supported by this version"),
         ("[postgres]\nurl = 'postgres://h:70000/d'", "its port is not one from 1 to 65535"),
         ("[postgres]\nurl = 'postgres://h/d?sslmod=require'", "it has a parameter `sslmod` that is not known"),
         ("[kafka]\nbrokers = 'h:70000'", "entry 1 has no usable port"),

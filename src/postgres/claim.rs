@@ -121,9 +121,10 @@ pub async fn claim(
 async fn free(sink: &SinkSettings, wanted: &[Wanted]) -> Result<(), ClaimError> {
     let mut waiting = sink.connect().await?;
     let other = sink.connect().await?;
-    let pid: i32 = waiting.query_typed("SELECT pg_backend_pid()", &[]).await?[0].try_get(0)?;
     let transaction = waiting.transaction().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '2s'").await?;
+    // In the transaction that waits: behind a pooler the next one may be another server process.
+    let pid: i32 = transaction.query_typed("SELECT pg_backend_pid()", &[]).await?[0].try_get(0)?;
     let blocked = lock(&transaction, wanted);
     let end = async {
         // The lock request has to be waiting before its blockers can be named.
@@ -220,6 +221,7 @@ async fn try_claim(
         }
         ours.push(position_id);
     }
+    failpoint!("claim.locked", made());
     for (position_id, from, to) in &gaps {
         transaction
             .execute_typed(
@@ -243,6 +245,7 @@ async fn try_claim(
             &[(&ours, Type::INT4_ARRAY)],
         )
         .await?;
+    failpoint!("claim.raised", made());
     let mut claims = Vec::with_capacity(rows.len());
     for row in &rows {
         let source_at: Option<Moment> = row.try_get(6)?;
@@ -264,8 +267,16 @@ async fn try_claim(
     }
     claims.sort_by_key(|claim| claim.position_id);
     note(&transaction, claimant, &mut claims).await?;
+    failpoint!("claim.noted", made());
     transaction.commit().await?;
+    failpoint!("claim.committed", made());
     Ok((claims, halted))
+}
+
+/// A step that a test made fail.
+#[cfg(feature = "failpoints")]
+fn made() -> ClaimError {
+    ClaimError::Connect(ConnectError::Settings("a failpoint".into()))
 }
 
 /// Leaves the claim rows and reads the older ones, which tell a local store's lineage (D14).

@@ -39,8 +39,10 @@ pub struct SinkSettings {
     /// This process in claims and logs.
     pub worker: String,
     /// Shown in `pg_stat_activity`: `afterimage/<worker>` of a worker, by which others see that it lives, and something
-    /// else of whoever only asks.
+    /// else of whoever only asks, or stands behind a pooler. Always begins with `afterimage`.
     pub application: String,
+    /// A pooler in transaction mode stands before the server: no session lasts, and none tells who lives.
+    pub pooled: bool,
 }
 
 /// The server cannot be reached.

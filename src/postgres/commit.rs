@@ -89,6 +89,14 @@ pub enum CommitError {
     Refused(tokio_postgres::Error),
 }
 
+#[cfg(feature = "failpoints")]
+impl CommitError {
+    /// A step that a test made fail.
+    fn made() -> Self {
+        CommitError::Rewind { reason: "a failpoint".into(), known: Committed::default() }
+    }
+}
+
 impl From<tokio_postgres::Error> for CommitError {
     fn from(error: tokio_postgres::Error) -> Self {
         let Some(db) = error.as_db_error() else { return CommitError::Unknown(error) };
@@ -133,24 +141,32 @@ pub async fn commit(
              SET LOCAL idle_in_transaction_session_timeout = '10s'; SET LOCAL synchronous_commit = on",
         )
         .await?;
+    failpoint!("commit.begun", CommitError::made());
     let takes_over = batches.iter().any(|batch| batch.takes_over());
     let mut known = Committed::default();
     if !takes_over {
         append(&transaction, batches).await?;
+        failpoint!("commit.appended", CommitError::made());
     }
     let mut expected = lock(&transaction, batches, held, &mut known).await?;
+    failpoint!("commit.locked", CommitError::made());
     if takes_over {
         // The newest versions must be those that were read: compared before this batch adds its own.
         for batch in batches {
             take_over(&transaction, batch, &mut expected).await?;
         }
+        failpoint!("commit.taken", CommitError::made());
         append(&transaction, batches).await?;
     }
     for batch in batches {
         settle(&transaction, batch).await?;
     }
+    failpoint!("commit.settled", CommitError::made());
     advance(&transaction, batches, held, &expected).await?;
+    failpoint!("commit.advanced", CommitError::made());
     transaction.commit().await?;
+    // Here a failure is one of the answer: it is not known what became of the commit.
+    failpoint!("commit.committed", CommitError::Unknown(tokio_postgres::Error::__private_api_timeout()));
     known.inval_seq.extend(expected.iter().filter(|(id, _)| held.contains_key(id)).map(|(id, seq)| (*id, *seq)));
     Ok(known)
 }

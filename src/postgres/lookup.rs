@@ -106,6 +106,7 @@ pub async fn register(client: &mut Client, object_id: i16, newcomers: &mut [Newc
         )
         .await?;
     transaction.commit().await?;
+    failpoint!("lookup.registered");
     Ok(())
 }
 

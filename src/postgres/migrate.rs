@@ -44,6 +44,7 @@ const MIGRATIONS: &[Migration] = migrations![
     9 "0009_short_stamps",
     10 "0010_owners",
     11 "0011_anchors",
+    13 "0013_workers",
 ];
 
 /// The schema version that this binary works with: the number of its last migration.

@@ -2,6 +2,7 @@
 
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
+use uuid::Uuid;
 
 use super::wire::Moment;
 use crate::core::event::Micros;
@@ -51,30 +52,69 @@ pub async fn places(client: &Client, sources: &[i16]) -> Result<Vec<Place>, Erro
         .collect()
 }
 
-/// The workers that have a session in this database.
+/// The workers that live: those with a session in this database, and those behind a pooler that were seen of late.
 ///
 /// # Errors
 /// When the query fails.
 pub async fn workers(client: &Client) -> Result<Vec<String>, Error> {
     let rows = client
         .query_typed(
-            "SELECT DISTINCT substr(application_name, length('afterimage/') + 1) FROM pg_stat_activity \
-             WHERE datname = current_database() AND application_name LIKE 'afterimage/%'",
+            "SELECT substr(application_name, length('afterimage/') + 1) FROM pg_stat_activity \
+             WHERE datname = current_database() AND application_name LIKE 'afterimage/%' \
+             UNION SELECT worker FROM afterimage.worker WHERE seen_at > clock_timestamp() - interval '10 seconds'",
             &[],
         )
         .await?;
     rows.iter().map(|row| row.try_get(0)).collect()
 }
 
-/// How many sessions in this database, this one left out, are of a worker of this name.
+/// A worker behind a pooler shows that this process of it lives: for the ten seconds that follow. What was seen last a
+/// day ago is forgotten.
+///
+/// # Errors
+/// When a statement fails.
+pub async fn show_alive(client: &Client, worker: &str, process: Uuid) -> Result<(), Error> {
+    let shown = client
+        .execute_typed(
+            "UPDATE afterimage.worker SET seen_at = clock_timestamp() WHERE worker = $1 AND process = $2",
+            &[(&worker, Type::TEXT), (&process, Type::UUID)],
+        )
+        .await?;
+    if shown == 0 {
+        client
+            .execute_typed(
+                "INSERT INTO afterimage.worker (worker, process, seen_at) VALUES ($1, $2, clock_timestamp()) ON CONFLICT DO NOTHING",
+                &[(&worker, Type::TEXT), (&process, Type::UUID)],
+            )
+            .await?;
+        client
+            .execute_typed("DELETE FROM afterimage.worker WHERE seen_at < clock_timestamp() - interval '1 day'", &[])
+            .await?;
+    }
+    Ok(())
+}
+
+/// The process ends, and is not waited for.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn show_gone(client: &Client, worker: &str, process: Uuid) -> Result<(), Error> {
+    let query = "DELETE FROM afterimage.worker WHERE worker = $1 AND process = $2";
+    client.execute_typed(query, &[(&worker, Type::TEXT), (&process, Type::UUID)]).await?;
+    Ok(())
+}
+
+/// How many sessions in this database, this one left out, are of a worker of this name; processes, behind a pooler.
 ///
 /// # Errors
 /// When the query fails.
 pub async fn namesakes(client: &Client, worker: &str) -> Result<i64, Error> {
     let rows = client
         .query_typed(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
-             AND application_name = 'afterimage/' || $1",
+            "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND pid <> pg_backend_pid() AND application_name = 'afterimage/' || $1) \
+                  + (SELECT count(*) FROM afterimage.worker \
+                     WHERE worker = $1 AND seen_at > clock_timestamp() - interval '10 seconds')",
             &[(&worker, Type::TEXT)],
         )
         .await?;
@@ -113,7 +153,7 @@ pub struct PartitionStatus {
     pub partition: i32,
     /// Worker of the newest claim.
     pub worker: Option<String>,
-    /// Whether a session of that worker is in the database.
+    /// Whether that worker lives: see [`workers`].
     pub worker_seen: bool,
     /// How often the partition was claimed.
     pub epoch: i64,
@@ -161,7 +201,9 @@ pub async fn partitions(
         .query_typed(
             "SELECT coalesce(o.name, ''), coalesce(b.name, ''), coalesce(s.topic, s.name), p.partition, c.worker, \
                EXISTS (SELECT FROM pg_stat_activity a WHERE a.datname = current_database() \
-                       AND a.application_name = 'afterimage/' || c.worker), \
+                       AND a.application_name = 'afterimage/' || c.worker) \
+                 OR EXISTS (SELECT FROM afterimage.worker w WHERE w.worker = c.worker \
+                            AND w.seen_at > clock_timestamp() - interval '10 seconds'), \
                p.epoch, p.first_next, p.next, p.source_at, p.committed_at, clock_timestamp(), \
                ARRAY[p.c_delta, p.c_baseline, p.c_noop + p.c_noop_status + p.c_noop_system, p.c_duplicate, p.c_stale, \
                      p.c_tombstone, p.c_ignored, p.c_pending, p.c_dead, p.c_delete_unknown, p.c_forgotten, p.c_hole, p.c_gap] \

@@ -24,7 +24,9 @@ impl Applying {
         let (tell, answer) = oneshot::channel();
         let (number, images) = (batch.number, images.clone());
         runtime.spawn_blocking(move || {
+            failpoint!("store.batched");
             let applied = images.apply(batch.object_id, &batch.records, &[], marks);
+            failpoint!("store.written");
             let _ = tell.send(applied.map_err(|error| error.to_string()));
             // The store is closed by who holds it last, which must not be this.
             drop(images);

@@ -159,6 +159,7 @@ impl Group {
             tracing::error!(%error, "the image store cannot be written");
             return Err(Ended);
         }
+        failpoint!("restore.forgotten");
         Ok(rest)
     }
 

@@ -54,6 +54,7 @@ use std::time::{Duration, Instant};
 use afterimage_state::{StateError, StateOptions, Store};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use crate::core::decode::TopicRules;
 use crate::core::event::Micros;
@@ -204,7 +205,8 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     topics.start(prepared, &inboxes, &consumer)?;
     tracing::info!(topics = names.len(), group = %settings.kafka.group, "reading");
 
-    let beside = [
+    let process = Uuid::new_v4();
+    let mut beside = vec![
         tokio::spawn(align::watch(topics.boards.clone(), settings.kafka.clone(), settings.sink.clone())),
         tokio::spawn(upkeep::look_at_sink(settings.sink.clone(), settings.health.clone(), topics.boards.clone())),
         tokio::spawn(upkeep::tell(
@@ -214,6 +216,9 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
             topics.boards.clone(),
         )),
     ];
+    if settings.sink.pooled {
+        beside.push(tokio::spawn(upkeep::show_alive(settings.sink.clone(), process)));
+    }
     let mut finds = upkeep::find_topics(&settings.kafka);
     let mut outcome = Ok(());
     tokio::pin!(stop, failure);
@@ -253,6 +258,9 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         tracing::warn!(%error, "the group was not left in time");
     }
     drop((consumer, topics, claims, inboxes, images));
+    if settings.sink.pooled {
+        upkeep::show_gone(&settings.sink, process).await;
+    }
     tokio::task::block_in_place(|| close(store, deadline));
     outcome
 }

@@ -187,6 +187,7 @@ impl Claims {
         };
         let plan = recover(mark.as_ref(), &facts, Some(earliest));
         tracing::debug!(position = claim.position_id, ?plan, "image store");
+        failpoint!("restore.decided", "a failpoint".to_owned());
         let (start, known) = match plan {
             Recovery::Use => return Ok(claim.next),
             Recovery::CatchUp { from, invalidations_after, .. } => (from, invalidations_after),
@@ -196,6 +197,7 @@ impl Claims {
                     tracing::info!(position = claim.position_id, %reason, "the local records of a position are dropped");
                 }
                 store.clear(id).map_err(|error| failed(&error))?;
+                failpoint!("restore.cleared", "a failpoint".to_owned());
                 return Ok(claim.next);
             }
         };
@@ -207,6 +209,7 @@ impl Claims {
                     .map_err(|error| crate::postgres::client::describe(&error))
             })?;
             self.images.apply(0, &[], &gone, []).map_err(|error| failed(&error))?;
+            failpoint!("restore.invalidated", "a failpoint".to_owned());
         }
         Ok(start)
     }

@@ -186,6 +186,7 @@ impl Group {
             histogram!(names::EVENT_TO_COMMIT).record(seconds);
         }
         self.parts.consumer.commit_offsets(&offsets);
+        failpoint!("offsets.told");
     }
 
     /// Shows positions and lags: also while nothing is committed, for then they matter most. What was given up lags no

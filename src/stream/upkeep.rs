@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use metrics::gauge;
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use super::align::Boards;
 use super::ownership::Claims;
@@ -98,6 +99,39 @@ pub(super) async fn look_at_sink(sink: SinkSettings, health: Health, boards: Boa
         }
         tokio::time::sleep(ASK_SINK).await;
     }
+}
+
+/// Behind a pooler, where no session tells that this worker lives, a row does: as long as this runs.
+pub(super) async fn show_alive(sink: SinkSettings, process: Uuid) {
+    let (mut client, mut told) = (None, false);
+    loop {
+        let shown = tokio::time::timeout(SINK_TIME, async {
+            let client = match &mut client {
+                Some(client) => client,
+                slot => slot.insert(sink.connect().await.map_err(|error| error.to_string())?),
+            };
+            status::show_alive(client, &sink.worker, process).await.map_err(|error| describe(&error))
+        });
+        match shown.await.unwrap_or_else(|_| Err("the sink does not answer".to_owned())) {
+            Ok(()) => told = false,
+            Err(reason) => {
+                client = None;
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%reason, "others may take this worker for gone");
+                }
+            }
+        }
+        tokio::time::sleep(ASK_SINK).await;
+    }
+}
+
+/// The end of it, if the sink answers soon.
+pub(super) async fn show_gone(sink: &SinkSettings, process: Uuid) {
+    let asked = async {
+        let client = sink.connect().await.ok()?;
+        status::show_gone(&client, &sink.worker, process).await.ok()
+    };
+    let _ = tokio::time::timeout(TELL, asked).await;
 }
 
 /// Tells metrics and health how many partitions are in which state.

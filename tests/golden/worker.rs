@@ -1,22 +1,91 @@
-//! One worker without Kafka and without Postgres: recorded messages in, batches into the memory twin of the sink.
+//! One worker without Kafka: recorded messages in, sealed batches out; in [`World`], into the memory twin of the sink.
 //!
 //! It goes the way of `src/stream`: peek, merge by source time, decode, note fields, look up, judge, seal, commit,
-//! keep records in a store, forget. It can be stopped and started anywhere, with its store or without.
+//! keep records in a store, forget. It can be stopped and started anywhere, with its store or without. What it asks of
+//! its sink is a trait, so that several workers can share one, and so that it can be a real one.
 #![allow(dead_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use afterimage::core::batch::{Advance, DeadLetter, OpenBatch, SealedBatch, StoredRecord};
 use afterimage::core::decode::{DecodeError, Decoded, Decoder, Peek, ResolvedIdentity, TopicRules};
-use afterimage::core::event::{Event, FieldNo, Micros, Op};
+use afterimage::core::event::{Class, Event, FieldNo, Micros, Op};
 use afterimage::core::front::Front;
 use afterimage::core::judge::{Arrival, Judge, Need, ObjectFacts};
-use afterimage::core::overlay::Overlay;
+use afterimage::core::overlay::{KeySlot, Overlay};
 use afterimage::core::position::{Counter, Counters, Passed, PositionId};
-use afterimage::core::record::Record;
-use afterimage::core::value::Value;
+use afterimage::core::record::{Record, key_hash};
+use afterimage::core::value::{Kind, Value};
 
-use crate::memory::MemorySink;
+use crate::memory::{MemorySink, ObjectRow};
+
+/// What a worker asks of its sink. The commit is not part of it.
+pub trait Sink {
+    /// (source, object) of a topic, made if new.
+    fn source(&mut self, topic: &Topic) -> (i16, i16);
+    /// An object's dictionary.
+    fn object(&mut self, object_id: i16) -> ObjectRow;
+    /// Notes columns as an event shows them, and how records are named.
+    fn note(&mut self, object_id: i16, identity: Option<String>, columns: &[(String, Class, Kind)], at: Option<Micros>);
+    /// A partition as its owner holds it; `first` is the first offset seen of it.
+    fn standing(&mut self, source_id: i16, partition: i32, first: i64) -> Standing;
+    /// Registers a record, whatever becomes of the batch.
+    fn register(&mut self, object_id: i16, identity: &str, home: PositionId, row_key: &str);
+    /// A record, if it is registered.
+    fn record(&mut self, object_id: i16, identity: &str) -> Option<Record>;
+    /// What is known of a key.
+    fn key(&mut self, source_id: i16, object_id: i16, key: &str) -> KeySlot;
+}
+
+/// Where a partition stands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Standing {
+    pub position_id: PositionId,
+    pub epoch: i64,
+    pub next: i64,
+    pub passed: Passed,
+}
+
+impl Sink for MemorySink {
+    fn source(&mut self, topic: &Topic) -> (i16, i16) {
+        MemorySink::source(self, &topic.name, &topic.org, &topic.object)
+    }
+
+    fn object(&mut self, object_id: i16) -> ObjectRow {
+        MemorySink::object(self, object_id).clone()
+    }
+
+    fn note(
+        &mut self,
+        object_id: i16,
+        identity: Option<String>,
+        columns: &[(String, Class, Kind)],
+        at: Option<Micros>,
+    ) {
+        self.object_mut(object_id).identity = identity;
+        for (name, class, kind) in columns {
+            self.note_field(object_id, name, *class, *kind, at);
+        }
+    }
+
+    fn standing(&mut self, source_id: i16, partition: i32, first: i64) -> Standing {
+        let position_id = self.position(source_id, partition, first);
+        let row = &self.positions[&position_id];
+        Standing { position_id, epoch: 1, next: row.next, passed: row.passed }
+    }
+
+    fn register(&mut self, object_id: i16, identity: &str, home: PositionId, row_key: &str) {
+        MemorySink::register(self, object_id, identity, home, row_key);
+    }
+
+    fn record(&mut self, object_id: i16, identity: &str) -> Option<Record> {
+        MemorySink::record(self, object_id, identity)
+    }
+
+    fn key(&mut self, source_id: i16, object_id: i16, key: &str) -> KeySlot {
+        MemorySink::key(self, source_id, object_id, key)
+    }
+}
 
 /// A Kafka message.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,7 +168,11 @@ impl Plan {
     }
 }
 
-type Store = HashMap<(PositionId, Box<str>), Record>;
+/// Records that a worker keeps, by home and identity.
+pub type Store = HashMap<(PositionId, Box<str>), Record>;
+
+/// Outcome of every message judged, in order; re-judged ones (after a crash) again.
+pub type Outcomes = Vec<(String, i32, i64, Counter)>;
 
 /// Sink, topics and stores.
 #[derive(Debug, Default)]
@@ -107,8 +180,7 @@ pub struct World {
     pub sink: MemorySink,
     pub topics: BTreeMap<String, Topic>,
     stores: BTreeMap<String, Store>,
-    /// Outcome of every message judged, in order; re-judged ones (after a crash) again.
-    pub outcomes: Vec<(String, i32, i64, Counter)>,
+    pub outcomes: Outcomes,
 }
 
 impl World {
@@ -144,7 +216,7 @@ impl World {
         let mut left = Vec::new();
         for topic in self.topics.values() {
             let (_, object_id) = self.sink.source(&topic.name, &topic.org, &topic.object);
-            let facts = self.sink.facts(object_id, topic.grace, topic.create_window);
+            let facts = self.sink.object(object_id).facts(object_id, topic.grace, topic.create_window);
             let (rewritten, kept) = self.sink.place_late(&facts, Micros::MAX);
             left.extend(kept.into_iter().map(|(sfid, why)| format!("{sfid}: {why}")));
             if let Some(store) = self.stores.get_mut(&topic.name) {
@@ -189,15 +261,17 @@ pub fn merged<'l>(lanes: impl Iterator<Item = &'l Vec<Message>>) -> Vec<Message>
 
 struct Task {
     position_id: PositionId,
+    epoch: i64,
     read: i64,
     passed: Passed,
 }
 
-struct Worker<'w> {
+/// Reads one topic's messages into batches.
+pub struct Worker<'w, S> {
     topic: &'w Topic,
-    sink: &'w mut MemorySink,
+    pub sink: &'w mut S,
     store: &'w mut Store,
-    outcomes: &'w mut Vec<(String, i32, i64, Counter)>,
+    outcomes: &'w mut Outcomes,
     source_id: i16,
     object_id: i16,
     decoder: Decoder,
@@ -227,15 +301,15 @@ impl Arrived<'_> {
     }
 }
 
-impl<'w> Worker<'w> {
-    fn start(
+impl<'w, S: Sink> Worker<'w, S> {
+    pub fn start(
         topic: &'w Topic,
-        sink: &'w mut MemorySink,
+        sink: &'w mut S,
         store: &'w mut Store,
-        outcomes: &'w mut Vec<(String, i32, i64, Counter)>,
+        outcomes: &'w mut Outcomes,
         front: usize,
     ) -> Self {
-        let (source_id, object_id) = sink.source(&topic.name, &topic.org, &topic.object);
+        let (source_id, object_id) = sink.source(topic);
         let mut decoder = Decoder::new(topic.rules.clone());
         let object = sink.object(object_id);
         if let Some(identity) = object.identity.as_deref().and_then(ResolvedIdentity::from_sink) {
@@ -264,42 +338,20 @@ impl<'w> Worker<'w> {
         worker
     }
 
-    /// Reads until all is committed, or until a restart is due; returns how many messages are committed.
-    fn run(&mut self, messages: &[Message], plan: Plan) -> usize {
-        let (mut taken, mut sealed, mut committed) = (0, 0, 0);
-        while taken < messages.len() {
-            let room = plan.batch - (taken - sealed);
-            let until = messages.len().min(taken.saturating_add(plan.chunk.min(room)));
-            self.process(&messages[taken..until]);
-            taken = until;
-            if taken - sealed < plan.batch && taken < messages.len() {
-                continue;
-            }
-            // Depth one: a batch is sent once the one before it is known to be committed.
-            committed += self.settle();
-            let (batch, events) = self.seal(taken - sealed);
-            self.in_flight = Some((batch, events));
-            sealed = taken;
-            if !plan.pipelined {
-                committed += self.settle();
-            }
-            if plan.restart != Restart::Never && committed > 0 {
-                return committed;
-            }
-        }
-        committed + self.settle()
-    }
-
-    fn seal(&mut self, events: usize) -> (SealedBatch, usize) {
+    /// What was read since the last one, as a batch.
+    pub fn seal(&mut self) -> SealedBatch {
         let after = OpenBatch::new(self.open.number() + 1);
         let open = std::mem::replace(&mut self.open, after);
-        (open.seal(&mut self.overlay, self.source_id, self.object_id), events)
+        open.seal(&mut self.overlay, self.source_id, self.object_id)
     }
 
-    /// Commits what is in flight.
-    fn settle(&mut self) -> usize {
-        let Some((batch, events)) = self.in_flight.take() else { return 0 };
-        self.sink.apply(&batch);
+    /// What was read since the last batch was sealed.
+    pub fn open(&self) -> &OpenBatch {
+        &self.open
+    }
+
+    /// A batch is in the sink: the store takes what it leaves.
+    pub fn committed(&mut self, batch: &SealedBatch) {
         for StoredRecord { identity, record, left, .. } in &batch.records {
             if let Some(left) = left {
                 self.store.remove(&(*left, identity.clone()));
@@ -307,31 +359,41 @@ impl<'w> Worker<'w> {
             if let Some(home) = record.home {
                 self.store.insert((home, identity.clone()), Record::clone(record));
             }
-            self.compare(identity, record);
         }
         self.overlay.committed(batch.number);
-        events
     }
 
-    /// What a batch leaves in the store is what a reader folds from the rows.
-    fn compare(&self, identity: &str, kept: &Record) {
-        let mut read = self.sink.record(self.object_id, identity).expect("a committed record is in the sink");
-        let mut kept = kept.clone();
-        // Nothing is decided by a deleted record's last key; hashes are best effort and not in the sink.
-        kept.deleted_key = read.deleted_key.clone();
-        (read.status_hash, read.system_hash) = (kept.status_hash, kept.system_hash);
-        assert_eq!(kept, read, "{identity}: kept and folded differ");
+    /// A record was taken from a position of this worker.
+    pub fn forget(&mut self, position_id: PositionId, identity: &str) {
+        self.front.forget(key_hash(self.object_id, identity));
+        self.store.remove(&(position_id, identity.into()));
     }
 
-    fn task(&mut self, message: &Message) -> &mut Task {
-        let position_id = self.sink.position(self.source_id, message.partition, message.offset);
-        let row = &self.sink.positions[&position_id];
-        self.tasks.entry(message.partition).or_insert(Task { position_id, read: row.next, passed: row.passed })
+    /// Drops what the store has of a position.
+    pub fn forget_position(&mut self, position_id: PositionId) {
+        self.store.retain(|(home, _), _| *home != position_id);
+    }
+
+    /// Everything that is not committed is void; partitions stand where the sink says.
+    pub fn rewind(&mut self) {
+        self.overlay.clear();
+        self.front.clear();
+        self.open = OpenBatch::new(self.open.number() + 1);
+        self.tasks.clear();
+    }
+
+    fn task(&mut self, message: &Message) {
+        if !self.tasks.contains_key(&message.partition) {
+            let Standing { position_id, epoch, next, passed } =
+                self.sink.standing(self.source_id, message.partition, message.offset);
+            self.tasks.insert(message.partition, Task { position_id, epoch, read: next, passed });
+        }
     }
 
     // ---- one chunk ------------------------------------------------------------------------------------
 
-    fn process(&mut self, messages: &[Message]) {
+    /// Takes messages into the open batch.
+    pub fn process(&mut self, messages: &[Message]) {
         let mut arrived = Vec::with_capacity(messages.len());
         for message in messages {
             self.task(message);
@@ -358,17 +420,17 @@ impl<'w> Worker<'w> {
         }
         self.revision = self.decoder.revision();
         let at = one.event().and_then(|event| event.ts);
-        self.sink.object_mut(self.object_id).identity = self.decoder.identity().map(ResolvedIdentity::to_sink);
-        for column in self.decoder.columns() {
-            self.sink.note_field(self.object_id, &column.name, column.class, column.kind, at);
-        }
+        let identity = self.decoder.identity().map(ResolvedIdentity::to_sink);
+        let columns: Vec<_> =
+            self.decoder.columns().iter().map(|column| (column.name.to_string(), column.class, column.kind)).collect();
+        self.sink.note(self.object_id, identity, &columns, at);
         self.take_dictionary();
     }
 
     fn take_dictionary(&mut self) {
-        self.facts = self.sink.facts(self.object_id, self.topic.grace, self.topic.create_window);
-        let fields = &self.sink.object(self.object_id).fields;
-        let no = |name: &str| fields.iter().find(|field| field.name == name).map(|field| field.no);
+        let object = self.sink.object(self.object_id);
+        self.facts = object.facts(self.object_id, self.topic.grace, self.topic.create_window);
+        let no = |name: &str| object.fields.iter().find(|field| field.name == name).map(|field| field.no);
         self.numbers = self.decoder.columns().iter().map(|column| no(&column.name)).collect();
     }
 
@@ -418,15 +480,16 @@ impl<'w> Worker<'w> {
     }
 
     fn load_key(&mut self, key: &str) {
-        if self.overlay.key(key).is_some() {
-            return;
-        }
-        let slot = self.sink.key(self.source_id, self.object_id, key);
-        let named: Vec<Box<str>> =
-            slot.owner.iter().cloned().chain(slot.old.as_ref().map(|old| old.identity.clone())).collect();
-        self.overlay.load_key(key.into(), slot);
-        for identity in named {
-            self.load_record(&identity, 0, "", false);
+        while self.overlay.key(key).is_none() {
+            let slot = self.sink.key(self.source_id, self.object_id, key);
+            let named: Vec<Box<str>> =
+                slot.owner.iter().cloned().chain(slot.old.as_ref().map(|old| old.identity.clone())).collect();
+            self.overlay.load_key(key.into(), slot);
+            for identity in named {
+                self.load_record(&identity, 0, "", false);
+            }
+            // Two questions see two moments: a record that another worker moved in between is asked for again.
+            self.overlay.forget_if_moved(key);
         }
     }
 
@@ -436,9 +499,9 @@ impl<'w> Worker<'w> {
         if offset < task.read {
             return;
         }
-        let (position_id, passed, read) = (task.position_id, task.passed, task.read);
+        let Task { position_id, epoch, read, passed } = *task;
         let counters = Counters::default();
-        let start = Advance { position_id, epoch: 1, from: read, to: read, counters, last: None, passed };
+        let start = Advance { position_id, epoch, from: read, to: read, counters, last: None, passed };
         let repeated =
             one.peek.may_repeat().and_then(|(print, lsn)| Some((print, self.front.repeat(position_id, print, lsn)?)));
         if let Some((print, outcome)) = repeated {
@@ -518,5 +581,54 @@ impl<'w> Worker<'w> {
                 Err(Need::Record(identity)) => self.load_record(&identity, position_id, &event.key, true),
             }
         }
+    }
+}
+
+impl Worker<'_, MemorySink> {
+    /// Reads until all is committed, or until a restart is due; returns how many messages are committed.
+    fn run(&mut self, messages: &[Message], plan: Plan) -> usize {
+        let (mut taken, mut sealed, mut committed) = (0, 0, 0);
+        while taken < messages.len() {
+            let room = plan.batch - (taken - sealed);
+            let until = messages.len().min(taken.saturating_add(plan.chunk.min(room)));
+            self.process(&messages[taken..until]);
+            taken = until;
+            if taken - sealed < plan.batch && taken < messages.len() {
+                continue;
+            }
+            // Depth one: a batch is sent once the one before it is known to be committed.
+            committed += self.settle();
+            self.in_flight = Some((self.seal(), taken - sealed));
+            sealed = taken;
+            if !plan.pipelined {
+                committed += self.settle();
+            }
+            if plan.restart != Restart::Never && committed > 0 {
+                return committed;
+            }
+        }
+        committed + self.settle()
+    }
+
+    /// Commits what is in flight.
+    fn settle(&mut self) -> usize {
+        let Some((batch, events)) = self.in_flight.take() else { return 0 };
+        self.sink.apply(&batch);
+        self.committed(&batch);
+        for StoredRecord { identity, record, .. } in &batch.records {
+            self.compare(identity, record);
+        }
+        events
+    }
+
+    /// What a batch leaves in the store is what a reader folds from the rows.
+    fn compare(&self, identity: &str, kept: &Record) {
+        let mut read =
+            MemorySink::record(self.sink, self.object_id, identity).expect("a committed record is in the sink");
+        let mut kept = kept.clone();
+        // Nothing is decided by a deleted record's last key; hashes are best effort and not in the sink.
+        kept.deleted_key = read.deleted_key.clone();
+        (read.status_hash, read.system_hash) = (kept.status_hash, kept.system_hash);
+        assert_eq!(kept, read, "{identity}: kept and folded differ");
     }
 }

@@ -20,6 +20,7 @@ pub struct Deployment {
     settings: String,
     tables: String,
     json_logs: bool,
+    pooled: bool,
     dir: tempfile::TempDir,
 }
 
@@ -33,6 +34,7 @@ impl Deployment {
             settings: String::new(),
             tables: tables.into(),
             json_logs: false,
+            pooled: false,
             dir: tempfile::tempdir().unwrap(),
         }
     }
@@ -47,6 +49,12 @@ impl Deployment {
     /// Logs as JSON lines.
     pub fn json_logs(mut self) -> Deployment {
         self.json_logs = true;
+        self
+    }
+
+    /// Its sink's URL leads to a pooler in transaction mode.
+    pub fn pooled(mut self) -> Deployment {
+        self.pooled = true;
         self
     }
 
@@ -69,9 +77,10 @@ impl Deployment {
     fn config(&self, worker: &str) -> PathBuf {
         let Deployment { brokers, url, group, settings, tables, .. } = self;
         let state = self.state_dir(worker);
+        let pool_mode = if self.pooled { "transaction" } else { "session" };
         let text = format!(
             "{settings}\n[kafka]\nbrokers = \"{brokers}\"\ngroup = \"{group}\"\n[postgres]\nurl = \"{url}\"\n\
-             sslmode = \"disable\"\n[state]\ndir = \"{}\"\nmemory = \"32MB\"\n[metrics]\nlisten = \"127.0.0.1:0\"\n\
+             sslmode = \"disable\"\npool_mode = \"{pool_mode}\"\n[state]\ndir = \"{}\"\nmemory = \"32MB\"\n[metrics]\nlisten = \"127.0.0.1:0\"\n\
              [worker]\nname = \"{worker}\"\n{tables}",
             state.display()
         );
@@ -131,9 +140,15 @@ impl Deployment {
 
     /// Starts a worker.
     pub fn worker(&self, name: &str) -> App {
+        self.worker_with(name, &[])
+    }
+
+    /// Starts a worker with more variables in its environment.
+    pub fn worker_with(&self, name: &str, variables: &[(&str, &str)]) -> App {
         let log = self.dir.path().join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log).unwrap();
         let mut command = self.command("run", name);
+        command.envs(variables.iter().copied());
         command.stdout(out.try_clone().unwrap()).stderr(out);
         let from = fs::metadata(&log).map_or(0, |file| file.len());
         App { child: Some(child::spawn_bound(command, LastSignal::Kill).unwrap()), log, from: from as usize }

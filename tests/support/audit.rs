@@ -44,16 +44,27 @@ pub async fn held_up(sink: &Client) {
 
 /// The laws L1 and L2: every offset up to the topics' ends has exactly one outcome, and there are as many rows of
 /// history as the positions say.
+///
+/// # Panics
+/// When one of them is broken.
 pub async fn assert_conserved(sink: &Client, ends: &Ends) {
+    let faults = faults(sink, ends).await;
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+/// What breaks the laws of [`assert_conserved`].
+pub async fn faults(sink: &Client, ends: &Ends) -> Vec<String> {
     let (mut topics, mut partitions, mut offsets) = (Vec::new(), Vec::new(), Vec::new());
     for ((topic, partition), end) in ends {
         topics.push(topic.clone());
         partitions.push(*partition);
         offsets.push(*end);
     }
+    let mut faults = Vec::new();
     let wrong = sink
         .query(
-            "SELECT e.topic, e.partition, e.last, p.first_offset, p.next_offset, o.events
+            "SELECT format('%s %s: end %s, from %s, to %s, %s outcomes', coalesce(e.topic, p.topic), coalesce(e.partition, p.partition),
+               e.last, p.first_offset, p.next_offset, o.events)
              FROM unnest($1::text[], $2::int[], $3::bigint[]) AS e(topic, partition, last)
              FULL JOIN afterimage.positions p USING (topic, partition)
              LEFT JOIN LATERAL (
@@ -64,7 +75,7 @@ pub async fn assert_conserved(sink: &Client, ends: &Ends) {
         )
         .await
         .unwrap();
-    assert!(wrong.is_empty(), "L1 is broken: {wrong:?}");
+    faults.extend(wrong.iter().map(|row| format!("L1 is broken: {}", row.get::<_, &str>(0))));
     let row = sink
         .query_one(
             "SELECT (SELECT count(*) FROM afterimage.delta) + (SELECT count(*) FROM afterimage.keyframe WHERE kf = 0),
@@ -75,20 +86,22 @@ pub async fn assert_conserved(sink: &Client, ends: &Ends) {
         .await
         .unwrap();
     let (rows, counted, shown): (i64, Option<i64>, i64) = (row.get(0), row.get(1), row.get(2));
-    assert_eq!((Some(rows), rows), (counted, shown), "L2 is broken: rows, counted, shown");
+    if (Some(rows), rows) != (counted, shown) {
+        faults.push(format!("L2 is broken: {rows} rows, {counted:?} counted, {shown} shown"));
+    }
     let broken = sink
         .query(
-            "SELECT org, object, sfid, count(*), max(seq) FROM afterimage.changes GROUP BY 1, 2, 3
-             HAVING count(*) <> max(seq) + 1 OR min(seq) <> 0
+            "SELECT format('%s.%s %s: %s versions, the last is %s', org, object, sfid, count(*), max(seq))
+             FROM afterimage.changes GROUP BY org, object, sfid HAVING count(*) <> max(seq) + 1 OR min(seq) <> 0
              UNION ALL
-             SELECT org, object, sfid, seq, 0 FROM (
+             SELECT format('%s.%s %s: time falls at %s', org, object, sfid, seq) FROM (
                SELECT *, lag(at) OVER (PARTITION BY org, object, sfid ORDER BY seq) AS before FROM afterimage.changes) c
              WHERE at < before",
             &[],
         )
         .await
         .unwrap();
-    assert!(broken.is_empty(), "version numbers with holes, or times that fall: {broken:?}");
+    faults.extend(broken.iter().map(|row| format!("a broken chain: {}", row.get::<_, &str>(0))));
     let nobodys = sink
         .query(
             "SELECT rid FROM afterimage.delta d WHERE NOT EXISTS (SELECT FROM afterimage.keyframe k WHERE k.rid = d.rid AND k.kf = d.kf)
@@ -98,7 +111,9 @@ pub async fn assert_conserved(sink: &Client, ends: &Ends) {
         )
         .await
         .unwrap();
-    assert!(nobodys.is_empty(), "rows without a chain or a record: {nobodys:?}");
+    faults
+        .extend(nobodys.iter().map(|row| format!("rows of rid {} without a chain or a record", row.get::<_, i32>(0))));
+    faults
 }
 
 /// The counts of one outcome, over all partitions.

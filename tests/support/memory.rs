@@ -91,6 +91,34 @@ pub struct Late {
     pub outcome: Option<bool>,
 }
 
+impl ObjectRow {
+    /// What judging needs of the object.
+    pub fn facts(&self, object_id: i16, grace: Micros, create_window: Micros) -> ObjectFacts {
+        let system = |name: &str| {
+            let field = self.fields.iter().find(|field| field.name == name && field.class == Class::System);
+            field.map(|field| field.no)
+        };
+        let visible = self.fields.iter().filter(|field| field.class == Class::Visible);
+        ObjectFacts {
+            object_id,
+            grace,
+            create_window,
+            fields: visible
+                .map(|field| (field.no, FieldFact { kind: field.kind, first_seen: field.first_seen }))
+                .collect(),
+            lookups: Vec::new(),
+            stamp_no: system("systemmodstamp"),
+            modified_no: system("lastmodifieddate"),
+            modified_by_no: system("lastmodifiedbyid"),
+            created_no: self
+                .fields
+                .iter()
+                .find(|field| field.name == "createddate" && field.class == Class::Visible)
+                .map(|field| field.no),
+        }
+    }
+}
+
 /// A row of `old_key`: record, LSN and source time of the event by which it lost the key.
 type KeptKey = (i32, u64, Option<Micros>);
 
@@ -177,32 +205,6 @@ impl MemorySink {
                 let no = fields.len() as FieldNo + 1;
                 fields.push(Field { no, name: name.into(), class, kind, first_seen: at });
             }
-        }
-    }
-
-    /// What judging needs of an object.
-    pub fn facts(&self, object_id: i16, grace: Micros, create_window: Micros) -> ObjectFacts {
-        let fields = &self.object(object_id).fields;
-        let system = |name: &str| {
-            fields.iter().find(|field| field.name == name && field.class == Class::System).map(|field| field.no)
-        };
-        ObjectFacts {
-            object_id,
-            grace,
-            create_window,
-            fields: fields
-                .iter()
-                .filter(|field| field.class == Class::Visible)
-                .map(|field| (field.no, FieldFact { kind: field.kind, first_seen: field.first_seen }))
-                .collect(),
-            lookups: Vec::new(),
-            stamp_no: system("systemmodstamp"),
-            modified_no: system("lastmodifieddate"),
-            modified_by_no: system("lastmodifiedbyid"),
-            created_no: fields
-                .iter()
-                .find(|field| field.name == "createddate" && field.class == Class::Visible)
-                .map(|field| field.no),
         }
     }
 

@@ -7,6 +7,7 @@ pub mod app;
 pub mod audit;
 pub mod certificates;
 pub mod names;
+pub mod pgbouncer;
 pub mod postgres;
 pub mod stream;
 pub mod terminal;

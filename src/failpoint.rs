@@ -1,0 +1,138 @@
+//! Failpoints: named places between two steps, at which a test ends this process, holds it up, or makes the step fail.
+//!
+//! There in builds with the feature `failpoints` only, which only tests ask for; in every other build `failpoint!` is
+//! nothing at all. The variable `FAILPOINTS` of the process says what happens where:
+//!
+//! ```text
+//! FAILPOINTS=commit.advanced=exit             ends as by kill -9, the first time it comes there
+//! FAILPOINTS=commit.locked=error@3            the third time it comes there, the step fails
+//! FAILPOINTS=commit.locked=pause:/tmp/x       makes the file /tmp/x.here, and goes on when /tmp/x is there
+//! ```
+//!
+//! Several are separated by commas.
+
+/// A place between two steps. With a second argument the step can be made to fail there: that is what it fails with.
+#[cfg(feature = "failpoints")]
+macro_rules! failpoint {
+    ($name:literal) => {
+        $crate::failpoint::reached($name)
+    };
+    ($name:literal, $error:expr) => {
+        if $crate::failpoint::reached($name) {
+            return Err($error);
+        }
+    };
+}
+
+/// Nothing: this build has no failpoints.
+#[cfg(not(feature = "failpoints"))]
+macro_rules! failpoint {
+    ($($any:tt)*) => {};
+}
+
+#[cfg(feature = "failpoints")]
+pub use with_feature::{Failpoint, POINTS, reached};
+
+#[cfg(feature = "failpoints")]
+mod with_feature {
+    use std::path::{Path, PathBuf};
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    /// A failpoint: its name, and whether the step can be made to fail there.
+    pub type Failpoint = (&'static str, bool);
+
+    /// All of them, in the order in which a process comes by.
+    pub const POINTS: &[Failpoint] = &[
+        ("claim.locked", true),
+        ("claim.raised", true),
+        ("claim.noted", true),
+        ("claim.committed", true),
+        ("restore.decided", true),
+        ("restore.cleared", true),
+        ("restore.invalidated", true),
+        ("restore.forgotten", false),
+        ("lookup.registered", false),
+        ("commit.begun", true),
+        ("commit.appended", true),
+        ("commit.locked", true),
+        ("commit.taken", true),
+        ("commit.settled", true),
+        ("commit.advanced", true),
+        ("commit.committed", true),
+        ("store.batched", false),
+        ("store.written", false),
+        ("offsets.told", false),
+    ];
+
+    enum Action {
+        Exit,
+        Error,
+        Pause(PathBuf),
+    }
+
+    struct Armed {
+        name: &'static str,
+        action: Action,
+        /// At which visit, counted down.
+        left: AtomicU32,
+    }
+
+    fn armed() -> &'static [Armed] {
+        static ARMED: OnceLock<Vec<Armed>> = OnceLock::new();
+        ARMED.get_or_init(|| {
+            let text = std::env::var("FAILPOINTS").unwrap_or_default();
+            text.split(',').filter(|one| !one.is_empty()).map(read).collect()
+        })
+    }
+
+    /// # Panics
+    /// On anything that would make a test test nothing.
+    fn read(text: &str) -> Armed {
+        let (name, rest) = text.split_once('=').unwrap_or_else(|| panic!("FAILPOINTS: {text} has no action"));
+        let (name, can_fail) = find(name);
+        let (action, visit) = rest.split_once('@').unwrap_or((rest, "1"));
+        let action = match action.split_once(':') {
+            Some(("pause", file)) => Action::Pause(file.into()),
+            None if action == "exit" => Action::Exit,
+            None if action == "error" && can_fail => Action::Error,
+            _ => panic!("FAILPOINTS: {name} has no action {action}"),
+        };
+        let left = visit.parse().unwrap_or_else(|_| panic!("FAILPOINTS: {visit} is not a number of visits"));
+        Armed { name, action, left: AtomicU32::new(left) }
+    }
+
+    fn find(name: &str) -> Failpoint {
+        *POINTS.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("there is no failpoint {name}"))
+    }
+
+    /// A process is at this place; true = the step has to fail.
+    pub fn reached(name: &'static str) -> bool {
+        let mut fails = false;
+        for one in armed().iter().filter(|one| one.name == name) {
+            let due = one.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            if due != Ok(1) {
+                continue;
+            }
+            eprintln!("failpoint {name}");
+            match &one.action {
+                Action::Exit => std::process::abort(),
+                Action::Error => fails = true,
+                Action::Pause(file) => pause(file),
+            }
+        }
+        fails
+    }
+
+    fn pause(file: &Path) {
+        let mut here = file.as_os_str().to_owned();
+        here.push(".here");
+        if let Err(error) = std::fs::write(&here, "") {
+            panic!("FAILPOINTS: {}: {error}", file.display());
+        }
+        while !file.exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

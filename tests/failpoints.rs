@@ -1,0 +1,159 @@
+//! What is left when a worker ends, fails or is held up between any two steps of a claim, a restore or a commit (protocol
+//! D1, D3-D5, D13): whatever it was, the history comes out whole. `src/failpoint.rs` has the list of the places.
+#![cfg(feature = "failpoints")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use afterimage::failpoint::POINTS;
+use afterimage::kafka::EmbeddedBroker;
+use futures::StreamExt;
+use support::app::{App, Deployment};
+use support::audit::{assert_conserved, assert_same, caught_up, history};
+use support::names;
+use support::postgres::{Database, fresh_database, shared};
+use support::stream::Stream;
+use support::wait::{LONG, wait_for};
+
+const TABLES: &str = "[[org]]\nname = \"emea\"\ntopics = [\"calm.emea.*\"]\n";
+
+/// A topic that is partly read: by worker `one`, which left, and then by another one, to whose partitions every record of
+/// `one` has moved since. When `one` returns, its store is behind and partly void, and more moves are to be read. So it
+/// comes by every failpoint.
+struct Scene {
+    broker: EmbeddedBroker,
+    stream: Stream,
+    sink: Database,
+    state: PathBuf,
+    _deployment: Deployment,
+}
+
+impl Scene {
+    async fn set() -> Scene {
+        let broker = EmbeddedBroker::start(1).unwrap();
+        let sink = fresh_database().await;
+        let deployment = Deployment::new(&broker.servers(), &sink, TABLES);
+        deployment.migrate();
+        let mut stream = Stream::new(&broker, "calm.emea.account", 3);
+        let client = sink.connect().await;
+        for (worker, rounds) in [("one", 0..3), ("two", 3..6)] {
+            stream.rounds(12, rounds);
+            let mut worker = deployment.worker(worker);
+            caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+            worker.stop();
+            stream.reload();
+        }
+        // Two of these are new.
+        stream.rounds(14, 6..9);
+        let state = deployment.state_dir("one");
+        Scene { broker, stream, sink, state, _deployment: deployment }
+    }
+
+    /// A copy of the sink and of what `one` has on disk, read by a group of its own.
+    async fn copy(&self) -> (Database, Deployment) {
+        let name = names::unique("failpoint");
+        let admin = support::postgres::connect(&shared().url("postgres")).await;
+        wait_for("the end of all sessions of the original", LONG, async || {
+            let made = admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {}", self.sink.name)).await;
+            made.map_err(|error| format!("{error:?}"))
+        })
+        .await;
+        let sink = Database { url: shared().url(&name), name };
+        let deployment =
+            Deployment::new(&self.broker.servers(), &sink, TABLES).with("[commit]\nlinger = \"20ms\"\nmax_rows = 10");
+        let client = sink.connect().await;
+        client.execute("UPDATE afterimage.source SET group_id = $1", &[&deployment.group_name()]).await.unwrap();
+        (sink, deployment)
+    }
+
+    /// The worker reads the rest, and the history is whole.
+    async fn assert_whole(&self, sink: &Database, worker: &mut App) {
+        let client = sink.connect().await;
+        caught_up(&client, &self.stream.ends(), &mut [worker]).await;
+        assert_same(&history(&client, "emea", "account").await, &self.stream.wanted());
+        assert_conserved(&client, &self.stream.ends()).await;
+    }
+}
+
+fn copy_state(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-r").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_dies_between_any_two_steps_loses_and_doubles_nothing() {
+    let scene = Scene::set().await;
+    // Also later than the first time, where something else is under way.
+    let again = ["commit.begun@2", "commit.locked@2", "commit.advanced@2", "commit.committed@2", "store.batched@2"];
+    let mut cases: BTreeMap<String, &str> = POINTS.iter().map(|(name, _)| (format!("{name}@1"), *name)).collect();
+    cases.extend(again.map(|case| (case.to_owned(), case.split_once('@').unwrap().0)));
+    // Several at a time: a dead member of a group is waited for longest.
+    let mut running = futures::stream::iter(cases)
+        .map(async |(case, name)| {
+            let (sink, deployment) = scene.copy().await;
+            if name != "restore.cleared" {
+                copy_state(&scene.state, &deployment.state_dir("one"));
+            }
+            let action = case.replace('@', "=exit@");
+            let mut dies = deployment.worker_with("one", &[("FAILPOINTS", &action)]);
+            dies.wait_for_log(&format!("failpoint {name}\n")).await;
+            assert_eq!(dies.ended().signal(), Some(libc::SIGABRT), "{case}");
+            let mut worker = deployment.worker("one");
+            scene.assert_whole(&sink, &mut worker).await;
+            worker.kill9();
+            case
+        })
+        .buffer_unordered(10);
+    while let Some(case) = running.next().await {
+        println!("{case}: whole");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_fails_is_taken_again() {
+    let scene = Scene::set().await;
+    let (sink, deployment) = scene.copy().await;
+    copy_state(&scene.state, &deployment.state_dir("one"));
+    let fails: Vec<&str> = POINTS.iter().filter(|(_, can_fail)| *can_fail).map(|(name, _)| *name).collect();
+    let actions: Vec<String> = fails.iter().map(|name| format!("{name}=error")).collect();
+    let mut worker = deployment.worker_with("one", &[("FAILPOINTS", &actions.join(","))]);
+    scene.assert_whole(&sink, &mut worker).await;
+    let log = worker.log();
+    // What is lost with an empty disk alone was not come by here.
+    for name in fails.iter().filter(|name| **name != "restore.cleared") {
+        assert!(log.contains(&format!("failpoint {name}\n")), "{name} was not come by:\n{log}");
+    }
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_held_up_before_commit_loses_its_partitions_and_writes_nothing_more() {
+    let scene = Scene::set().await;
+    let (sink, deployment) = scene.copy().await;
+    let client = sink.connect().await;
+    let gate = tempfile::tempdir().unwrap();
+    let file = gate.path().join("go on");
+    // Everything is written and `advance` has answered: its locks are held, and COMMIT is not sent.
+    let action = format!("commit.advanced=pause:{}", file.display());
+    let mut frozen = deployment.worker_with("frozen", &[("FAILPOINTS", &action)]);
+    frozen.wait_for_log("failpoint commit.advanced\n").await;
+    let rows = "SELECT count(*) FROM afterimage.delta";
+    let before: i64 = client.query_one(rows, &[]).await.unwrap().get(0);
+    let mut other = deployment.worker("other");
+    wait_for("a commit by the other", LONG, async || {
+        let now: i64 = client.query_one(rows, &[]).await.unwrap().get(0);
+        if now > before { Ok(()) } else { Err(format!("{now} rows")) }
+    })
+    .await;
+    std::fs::write(&file, "").unwrap();
+    let ends = scene.stream.ends();
+    caught_up(&client, &ends, &mut [&mut frozen, &mut other]).await;
+    scene.assert_whole(&sink, &mut other).await;
+    for worker in [&mut frozen, &mut other] {
+        worker.stop();
+    }
+}
