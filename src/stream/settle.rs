@@ -34,7 +34,7 @@ impl Group {
                 self.committed(batch, committed);
             }
             None => self.claim_again("the outcome of a commit is unknown"),
-            Some(Err(error @ CommitError::Unknown(_))) => {
+            Some(Err(error @ (CommitError::Unknown(_) | CommitError::Silent(_)))) => {
                 self.pause(&error.to_string());
                 self.claim_again(&error.to_string());
             }
