@@ -80,8 +80,9 @@ pub async fn check(
     ends: &Ends,
 ) -> Result<Verdict, tokio_postgres::Error> {
     let mut verdict = Verdict::default();
+    sink.batch_execute("SET work_mem = '128MB'").await?;
     sink.batch_execute(SHOWN).await?;
-    the_load_itself(&mut verdict, topics, events);
+    the_load_itself(&mut verdict, topics, events, ends);
     laws(&mut verdict, sink, ends).await?;
 
     let late = late_events(&mut verdict, sink, topics).await?;
@@ -103,7 +104,11 @@ pub async fn check(
 }
 
 /// Kafka holds what the load has done: otherwise nothing below means anything.
-fn the_load_itself(verdict: &mut Verdict, topics: &Topics, events: &[Event]) {
+fn the_load_itself(verdict: &mut Verdict, topics: &Topics, events: &[Event], ends: &Ends) {
+    let written: i64 = ends.values().sum();
+    if i64::try_from(topics.messages) != Ok(written) {
+        verdict.tell("broken", || format!("Kafka holds {} messages, {written} were written", topics.messages));
+    }
     let missing = events.iter().filter(|event| !topics.first.contains_key(&event.lsn)).count();
     if missing > 0 || topics.events != events.len() as u64 {
         verdict.tell("broken", || format!("Kafka lacks {missing} of {} events of the load", events.len()));
@@ -167,7 +172,7 @@ async fn laws(verdict: &mut Verdict, sink: &Client, ends: &Ends) -> Result<(), t
 
 /// The history as the public view shows it, read once, and its fields one by one.
 const SHOWN: &str = "
-    SET work_mem = '128MB'; SET temp_buffers = '64MB';
+    DROP TABLE IF EXISTS pg_temp.shown, pg_temp.shown_field;
     CREATE TEMP TABLE shown AS
       SELECT object, sfid, seq, op, at, changes, topic, partition, \"offset\" FROM afterimage.changes;
     CREATE TEMP TABLE shown_field AS

@@ -152,7 +152,7 @@ impl Stage {
         self.strikes(fault);
         broker.kill();
         let_pass(fault.pause).await;
-        tokio::task::block_in_place(|| broker.restart());
+        tokio::task::block_in_place(|| broker.restart_at_last());
     }
 
     async fn postgres_restarts(&self, fault: &Fault) {

@@ -4,6 +4,7 @@
 //! A test without the standard harness: without options it is the short form that `make test` runs.
 
 mod check;
+mod damage;
 mod faults;
 mod feed;
 mod keep;
@@ -146,6 +147,12 @@ async fn run(options: &Options, faults: Vec<Fault>) -> bool {
     problems.extend(stage.misdeeds.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
     problems.extend(keep::panics(&dir));
     stage.note("checked");
+    if problems.is_empty() && verdict.findings.is_empty() && options.faults <= options::SHORT {
+        match damage::unseen(&sink, &topics, &source.events, &ends).await {
+            Ok(unseen) => problems.extend(unseen),
+            Err(error) => problems.push(format!("the sink cannot be damaged: {error:?}")),
+        }
+    }
     let well = problems.is_empty() && verdict.is_right(options.strict);
 
     let mut lines = problems;
@@ -200,13 +207,8 @@ async fn come_to_rest(
 ) -> (Vec<String>, Source, Ends, Duration) {
     let mut problems = Vec::new();
     let source = tokio::task::block_in_place(|| stage.feed.end());
-    let broker = stage.broker.lock().await;
-    let mut ends = Ends::new();
-    for table in 0..TABLES.len() {
-        let of = broker.end_offsets(&topic(table)).await;
-        ends.extend(of.into_iter().map(|(partition, end)| ((table, partition), end)));
-    }
-    drop(broker);
+    // All of it is delivered, once; that nothing else is there shows when the topics are read.
+    let ends = stage.feed.given();
     stage.note("faults and load have ended");
     let (since, limit) = (Instant::now(), Duration::from_secs(options.settle));
     while !stage.watch.has_reached(&ends) && since.elapsed() < limit {
