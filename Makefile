@@ -65,6 +65,13 @@ bench-micro: ## What decoding, judging, storing and encoding cost by themselves;
 	@.ci/packages build
 	@$(BENCH) --bench micro -- $(ARGS)
 
+# Started by itself, like the bench. The short form of it is a part of `make test`.
+.PHONY: chaos
+chaos: ## Everything that can go wrong, for an hour, then a checker; ARGS="--seed 7 --faults 100", ARGS="--help"
+	@.ci/packages test
+	@program=$$(cargo test --features java-tests --test chaos --no-run --message-format json-render-diagnostics \
+	  | sed -n 's/.*"name":"chaos".*"executable":"\([^"]*\)".*/\1/p') && exec "$$program" $(or $(ARGS),--faults 500)
+
 .PHONY: fmt
 fmt: ## Formats all code
 	cargo fmt --all

@@ -24,7 +24,6 @@ use rand::{Rng, SeedableRng};
 use support::postgres::{Database, fresh_database};
 use support::wait::{LONG, wait_until};
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
 
 /// 2026-11-02, where the events of these tests happen: one millisecond per LSN.
 const START: Micros = 1_793_577_600_000_000;
@@ -374,10 +373,33 @@ async fn a_batch_is_written_once_also_under_a_valid_epoch() {
     let held = again.held.clone();
     again.commit(&batch).await.unwrap();
     match commit(&mut again.client, &[&batch], &held).await {
-        Err(CommitError::Unknown(error)) => assert_eq!(error.code(), Some(&SqlState::UNIQUE_VIOLATION)),
-        other => panic!("only a claim tells who wrote it: {other:?}"),
+        Err(CommitError::Fenced { positions, .. }) => assert_eq!(positions, [again.positions[&1]]),
+        other => panic!("only a claim tells where it stands: {other:?}"),
     }
     assert_eq!(sink.ops("N").await, "create");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_sees_a_record_first_is_followed_by_the_others_without_a_claim() {
+    let sink = Sink::new().await;
+    let (mut one, mut other) = (sink.hand(&[0]).await, sink.hand(&[1]).await);
+    // Neither has committed when the other judges it: both believe it to be new. The home is whose name came first.
+    let later = create("5", "X", 20, "two");
+    assert_eq!(one.judge(0, &later).await, Counter::Delta);
+    assert_eq!(other.judge(1, &create("1", "X", 10, "one")).await, Counter::Delta);
+    let batch = other.seal();
+    other.commit(&batch).await.unwrap();
+    let batch = one.seal();
+    let (reason, known) = assert_rewinds(one.commit(&batch).await);
+    assert!(reason.contains("keyframe"), "{reason}");
+    // Under the same claim, with what it has learned: an update of a record that has to be taken over.
+    one.overlay.clear();
+    for (position_id, seq) in known.inval_seq {
+        one.held.get_mut(&position_id).unwrap().inval_seq = seq;
+    }
+    one.write(0, &[later]).await;
+    assert_eq!(sink.ops("X").await, "create update");
+    assert_eq!(sink.record("X").await.home, Some(one.positions[&0]));
 }
 
 /// Makes every COMMIT that has written a keyframe wait for a lock that the returned session holds.

@@ -36,11 +36,26 @@ const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `after
 
 /// Runs a worker until SIGTERM or SIGINT.
 pub(super) async fn run(config: Config, health: Health) -> Result<(), Failure> {
+    // Before anything that can take long: who is asked to stop while it starts has nothing in hand, and ends.
+    let mut signals = Box::pin(signals()?);
+    let settings = tokio::select! {
+        () = &mut signals => return Ok(()),
+        settings = run_settings(config, health) => settings?,
+    };
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        signals.await;
+        let _ = stop.send(());
+    });
+    stream::run(settings, stopped).await.map_err(run_failure)
+}
+
+async fn run_settings(config: Config, health: Health) -> Result<RunSettings, Failure> {
     let kafka = kafka_settings(config.kafka()?, &config);
     let sink = sink_settings(config.postgres()?, &config, None);
     let topics = topics(&config, &kafka).await?;
     warn_of_namesakes(&sink, &config).await?;
-    let settings = RunSettings {
+    Ok(RunSettings {
         kafka,
         sink,
         state_dir: config.state.dir.clone(),
@@ -55,14 +70,7 @@ pub(super) async fn run(config: Config, health: Health) -> Result<(), Failure> {
         },
         config_hash: config.history_hash().to_vec(),
         health,
-    };
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    let signals = signals()?;
-    tokio::spawn(async move {
-        signals.await;
-        let _ = stop.send(());
-    });
-    stream::run(settings, stopped).await.map_err(run_failure)
+    })
 }
 
 /// Two workers of one name can't be told apart in claims, logs and `afterimage status`.

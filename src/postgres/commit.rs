@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::SinkExt;
@@ -84,6 +85,9 @@ pub enum CommitError {
     /// The connection broke: claim again to learn what happened (D4).
     #[error("outcome unknown: {}", super::client::describe(.0))]
     Unknown(tokio_postgres::Error),
+    /// The server says nothing: likewise.
+    #[error("outcome unknown: no answer within {} s", .0.as_secs())]
+    Silent(Duration),
     /// Anything else. Nothing was written.
     #[error("{}", super::client::describe(.0))]
     Refused(tokio_postgres::Error),
@@ -94,6 +98,13 @@ impl CommitError {
     /// A step that a test made fail.
     fn made() -> Self {
         CommitError::Rewind { reason: "a failpoint".into(), known: Committed::default() }
+    }
+}
+
+impl CommitError {
+    /// Whether it is not known if the batch was written: only a claim can tell.
+    pub fn leaves_open(&self) -> bool {
+        matches!(self, CommitError::Unknown(_) | CommitError::Silent(_))
     }
 }
 
@@ -112,10 +123,6 @@ impl From<tokio_postgres::Error> for CommitError {
             CommitError::Again(error)
         } else if code.starts_with("08") || code.starts_with("57P0") || error.is_closed() {
             CommitError::Unknown(error)
-        } else if *db.code() == SqlState::UNIQUE_VIOLATION {
-            // An append that exists already: someone else judged it, or we did and never learned of it. Only the
-            // position rows tell, and only a claim may read them.
-            CommitError::Unknown(error)
         } else {
             CommitError::Refused(error)
         }
@@ -128,8 +135,60 @@ impl From<tokio_postgres::Error> for CommitError {
 /// Batches that take records over must come alone.
 ///
 /// # Errors
-/// See [`CommitError`]; only [`CommitError::Unknown`] leaves the outcome open.
+/// See [`CommitError`]; [`CommitError::leaves_open`] says which of them leave the outcome open.
 pub async fn commit(
+    client: &mut Client,
+    batches: &[&SealedBatch],
+    held: &BTreeMap<PositionId, Held>,
+) -> Result<Committed, CommitError> {
+    match write(client, batches, held).await {
+        Err(CommitError::Refused(error)) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+            exists(client, batches, held, &error).await
+        }
+        result => result,
+    }
+}
+
+/// An append that is there already: another position was the first to see a record, and what was judged without
+/// knowing that is void; or these positions are not where this worker believes them to be. The transaction is undone.
+async fn exists(
+    client: &Client,
+    batches: &[&SealedBatch],
+    held: &BTreeMap<PositionId, Held>,
+    error: &tokio_postgres::Error,
+) -> Result<Committed, CommitError> {
+    let advances = || batches.iter().flat_map(|batch| &batch.advances);
+    let ids: Vec<i32> = advances().map(|advance| advance.position_id).collect();
+    let epochs: Vec<i64> = advances().map(|advance| advance.epoch).collect();
+    let froms: Vec<i64> = advances().map(|advance| advance.from).collect();
+    let rows = client
+        .query_typed(
+            "SELECT w.position_id, p.inval_seq, p.epoch = w.epoch AND p.next = w.next \
+             FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS w(position_id, epoch, next) \
+             JOIN afterimage.position p ON p.position_id = w.position_id",
+            &[(&ids, Type::INT4_ARRAY), (&epochs, Type::INT8_ARRAY), (&froms, Type::INT8_ARRAY)],
+        )
+        .await?;
+    let (mut elsewhere, mut behind, mut known) = (Vec::new(), Vec::new(), Committed::default());
+    for row in &rows {
+        let (position_id, seq, as_held): (PositionId, i64, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        if !as_held {
+            elsewhere.push(position_id);
+        } else if let Some(held) = held.get(&position_id) {
+            behind.push((position_id, held.inval_seq));
+            known.inval_seq.insert(position_id, seq);
+        }
+    }
+    let reason = super::client::describe(error);
+    if !elsewhere.is_empty() {
+        return Err(CommitError::Fenced { positions: elsewhere, detail: format!("moved on: {reason}") });
+    }
+    // Most likely what was taken from these positions; to be judged again with that known.
+    known.invalidated = invalidated_since(client, &behind).await?;
+    Err(CommitError::Rewind { reason, known })
+}
+
+async fn write(
     client: &mut Client,
     batches: &[&SealedBatch],
     held: &BTreeMap<PositionId, Held>,

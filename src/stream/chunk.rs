@@ -55,6 +55,10 @@ impl Arrived {
     }
 }
 
+/// A question that is not answered by then is asked again on a new connection: this one has gone silent without closing.
+/// Looking up a whole chunk takes milliseconds, on a cold and busy server seconds.
+const QUESTION_TIME: Duration = Duration::from_secs(30);
+
 /// Ops and their labels; the most frequent first.
 const OPS: [(Op, &str); 4] =
     [(Op::Update, "update"), (Op::Create, "create"), (Op::Delete, "delete"), (Op::Read, "read")];
@@ -259,7 +263,8 @@ impl Group {
                         Err(error) => return Err(error.to_string()),
                     },
                 };
-                match question(client).await {
+                let answer = tokio::time::timeout(QUESTION_TIME, question(client)).await;
+                match answer.map_err(|_| format!("no answer within {} s", QUESTION_TIME.as_secs()))? {
                     Ok(answer) => Ok(Ok(answer)),
                     Err(error) => match error.into() {
                         LookupError::Query(error) if is_lasting(&error) => Ok(Err(LookupError::Query(error))),

@@ -25,6 +25,9 @@ const MOST_ROWS: usize = 20_000;
 const MOST_BYTES: usize = 8 << 20;
 /// A batch that met a deadlock or a lock time-out is sent again this often before its task rewinds.
 const TRIES: u32 = 5;
+/// A transaction that is not done by then never will be: whoever stands between here and the server has gone silent
+/// without closing the connection. The server's own limits end each of its statements earlier.
+const COMMIT_TIME: Duration = Duration::from_secs(45);
 
 /// A batch on its way.
 pub struct Request {
@@ -127,7 +130,7 @@ impl Committer {
                 Err(CommitError::Fenced { .. }) => "fenced",
                 Err(CommitError::Rewind { .. }) => "rewound",
                 Err(CommitError::Again(_)) => "again",
-                Err(CommitError::Unknown(_)) => "unknown",
+                Err(CommitError::Unknown(_) | CommitError::Silent(_)) => "unknown",
                 Err(CommitError::Refused(_)) => "refused",
             };
             counter!(names::COMMITS, "result" => label).increment(1);
@@ -157,7 +160,7 @@ impl Committer {
                 }
                 Err(error) if group.len() > 1 => {
                     self.client = None;
-                    if matches!(error, CommitError::Unknown(_)) {
+                    if error.leaves_open() {
                         return self.answer_unknown(group, error);
                     }
                     // One of them is to blame: each by itself.
@@ -167,7 +170,7 @@ impl Committer {
                     return;
                 }
                 Err(error) => {
-                    if matches!(error, CommitError::Unknown(_)) {
+                    if error.leaves_open() {
                         self.client = None;
                     }
                     if let Some(request) = group.pop() {
@@ -195,6 +198,11 @@ impl Committer {
     }
 
     async fn attempt(&mut self, group: &[Request]) -> Result<Committed, CommitError> {
+        let within = COMMIT_TIME;
+        tokio::time::timeout(within, self.write(group)).await.unwrap_or(Err(CommitError::Silent(within)))
+    }
+
+    async fn write(&mut self, group: &[Request]) -> Result<Committed, CommitError> {
         let client = match &mut self.client {
             Some(client) if !client.is_closed() => client,
             _ => self.client.insert(self.sink.connect().await.map_err(not_connected)?),

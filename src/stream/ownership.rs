@@ -202,12 +202,14 @@ impl Claims {
             }
         };
         if known < claim.inval_seq {
-            let gone = self.runtime.block_on(async {
+            let asked = async {
                 let client = self.sink.connect().await.map_err(|error| error.to_string())?;
                 invalidated_since(&client, &[(claim.position_id, known)])
                     .await
                     .map_err(|error| crate::postgres::client::describe(&error))
-            })?;
+            };
+            let answer = self.runtime.block_on(async { tokio::time::timeout(CLAIM_TIME, asked).await });
+            let gone = answer.map_err(|_| "the sink does not answer".to_string())??;
             self.images.apply(0, &[], &gone, []).map_err(|error| failed(&error))?;
             failpoint!("restore.invalidated", "a failpoint".to_owned());
         }

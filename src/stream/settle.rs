@@ -41,7 +41,7 @@ impl Group {
     /// A commit was refused, or its outcome is unknown.
     pub(super) fn failed(&mut self, error: CommitError) {
         match error {
-            error @ CommitError::Unknown(_) => {
+            error @ (CommitError::Unknown(_) | CommitError::Silent(_)) => {
                 self.pause(&error.to_string());
                 self.claim_again(&error.to_string());
             }

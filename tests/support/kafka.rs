@@ -131,6 +131,20 @@ impl Broker {
         self.kafka.restart(&Stop::default()).unwrap_or_else(|error| panic!("{error:#}"));
     }
 
+    /// [`Self::restart`] on a machine so busy that the broker may not come up in time: then it is killed and started anew.
+    ///
+    /// # Panics
+    /// When it does not come up five times.
+    pub fn restart_at_last(&mut self) {
+        for _ in 0..4 {
+            if self.kafka.restart(&Stop::default()).is_ok() {
+                return;
+            }
+            self.kill();
+        }
+        self.restart();
+    }
+
     /// A client configuration that knows where the broker is. `group.id` and the like are the caller's.
     pub fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();

@@ -61,3 +61,8 @@ pub fn happens_within(limit: Duration, mut fact: impl FnMut() -> bool) -> bool {
     }
     false
 }
+
+/// Lets time pass: for a load or a fault that has a pace of its own. Never in place of a fact.
+pub async fn let_pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
