@@ -28,7 +28,7 @@ const NOT_READ: &str = "belongs to no org and is not read: name it under [[org]]
 pub(super) const RIGHTS_HINT: &str = "as the owner of the schema, grant this role what the README lists under Roles; again after each `afterimage migrate`";
 const OWNER_HINT: &str = "run it as the owner of the database, or `grant create on database … to` this role; an existing \
                           schema is upgraded by its owner only";
-const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
+pub(super) const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
 
 /// Runs a worker until SIGTERM or SIGINT.
 pub(super) async fn run(config: Config, health: Health) -> Result<(), Failure> {
@@ -102,7 +102,7 @@ fn run_failure(error: RunError) -> Failure {
 }
 
 /// Whether the role lacks a right.
-fn is_denied(error: &crate::postgres::Error) -> bool {
+pub(super) fn is_denied(error: &crate::postgres::Error) -> bool {
     error.code().is_some_and(|code| code.code() == "42501")
 }
 
@@ -266,6 +266,17 @@ async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<Top
     }
     let topics = plan.complete().map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
     Ok(topics.into_iter().map(|topic| plan_of(topic, config)).collect())
+}
+
+/// What the configuration says of these topics, without asking the cluster for them.
+pub(super) fn plans(config: &Config, topics: &[String]) -> Result<Vec<TopicPlan>, Failure> {
+    let plan =
+        map_topics(config, topics).map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
+    if let Some(topic) = plan.unmapped.first() {
+        return Err(Failure::new(Exit::Usage, "topics", format!("{topic} {NOT_READ}"))
+            .next("name it under [[org]], or choose other topics with --topic"));
+    }
+    Ok(plan.topics.into_iter().map(|topic| plan_of(topic, config)).collect())
 }
 
 /// Maps topics that are found later. What fits no pattern any more, or not yet, is no error then.

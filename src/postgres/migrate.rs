@@ -42,6 +42,7 @@ const MIGRATIONS: &[Migration] = migrations![
     8 "0008_lookups",
     9 "0009_short_stamps",
     10 "0010_owners",
+    12 "0012_operator",
 ];
 
 /// The schema version that this binary works with: the number of its last migration.

@@ -3,13 +3,16 @@
 //! [`client`] connects, [`migrate`] brings the schema up, [`registry`] names orgs, objects, sources and
 //! fields, [`search`] keeps typed views and lookup fields, [`claim`] takes partitions over with a new epoch,
 //! [`lookup`] reads records and keys through, [`source`] looks at the captured database, [`commit`] writes sealed
-//! batches and moves positions in one transaction, [`status`] tells where things stand.
+//! batches and moves positions in one transaction, [`status`] tells where things stand; [`operator`] and [`dead_letters`] are
+//! what a person does.
 
 pub mod claim;
 pub mod client;
 pub mod commit;
+pub mod dead_letters;
 pub mod lookup;
 pub mod migrate;
+pub mod operator;
 pub mod registry;
 pub mod search;
 mod settle;

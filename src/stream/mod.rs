@@ -14,10 +14,13 @@
 //! | `dictionary.rs` | columns and field numbers |
 //! | `images.rs` | records in the local store |
 //! | `databases.rs` | that one org is fed by one database |
+//! | `flood.rs` | halts a partition that can't be decoded |
 //! | `committer.rs` | sealed batches to Postgres |
 //! | `settle.rs` | what follows from a commit's outcome |
 //! | `tally.rs` | metrics of a batch |
 //! | `views.rs` | typed views and lookups, beside the stream |
+//! | `checkup.rs` | an image store at rest, compared with the sink |
+//! | `retry.rs` | dead letters, once more |
 //!
 //! What is true after a crash between any two steps:
 //!
@@ -30,14 +33,17 @@
 
 mod align;
 mod applying;
+pub mod checkup;
 mod chunk;
 mod committer;
 mod databases;
 mod dictionary;
+mod flood;
 mod group;
 mod images;
 mod merge;
 mod ownership;
+pub mod retry;
 mod settle;
 mod tally;
 mod task;
@@ -193,6 +199,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         claimant: Claimant { worker: settings.sink.worker.clone(), config_hash: settings.config_hash },
         images: images.clone(),
         metadata,
+        kafka: settings.kafka.clone(),
         runtime: Handle::current(),
         failed: Mutex::new(Some(failed)),
         halted: Mutex::default(),
