@@ -70,7 +70,11 @@ impl World {
         wait_for("positions at the topics' ends", LONG, async || {
             worker.assert_running();
             let next = self.next().await;
-            if ends.iter().all(|(of, end)| next.get(of) == Some(end)) { Ok(()) } else { Err(format!("{next:?}, not {ends:?}")) }
+            if ends.iter().all(|(of, end)| next.get(of) == Some(end)) {
+                Ok(())
+            } else {
+                Err(format!("{next:?}, not {ends:?}"))
+            }
         })
         .await;
     }
@@ -279,7 +283,11 @@ async fn a_topic_that_cannot_be_decoded_halts_its_partition_and_the_others_go_on
     let drop = ["drop", "--topic", &stream.topic, "--partition", "0", "--offset", &first];
     let (code, said) = refused(&world.deployment.verb("dead-letters", &drop));
     assert!(code == 2 && said.contains("--yes"), "{code} {said}");
-    assert_eq!(refused(&world.deployment.verb("dead-letters", &["drop", "--yes"])).0, 2, "of all, only if that is said");
+    assert_eq!(
+        refused(&world.deployment.verb("dead-letters", &["drop", "--yes"])).0,
+        2,
+        "of all, only if that is said"
+    );
     assert_eq!(world.json("dead-letters", &[&drop[..], &["--dry-run"]].concat())["open"], 1);
     let open = "SELECT count(*) FROM afterimage.dead_letters WHERE resolved_at IS NULL";
     assert_eq!(world.number(open).await, 1_700);
@@ -299,9 +307,12 @@ async fn a_skip_is_a_gap_and_nobodys_partition_is_pulled_away() {
     let mut worker = world.deployment.worker("one");
     world.read_to(&stream.ends(), &mut worker).await;
     let read = stream.next[0];
+    let topic = stream.topic.clone();
     let skip = |to: i64| {
         let to = to.to_string();
-        world.deployment.verb("offsets", &["skip", &stream.topic, "--partition", "0", "--to", &to, "--yes", "--reason", "a test"])
+        world
+            .deployment
+            .verb("offsets", &["skip", &topic, "--partition", "0", "--to", &to, "--yes", "--reason", "a test"])
     };
     let (code, said) = refused(&skip(read));
     assert!(code == 4 && said.contains("worker one holds it"), "{code} {said}");
@@ -314,7 +325,6 @@ async fn a_skip_is_a_gap_and_nobodys_partition_is_pulled_away() {
         stream.send(0, None, Some(format!("{VALUE} {n}").as_bytes()));
     }
     stream.flush();
-    let topic = stream.topic.clone();
     let ask = ["skip", &topic, "--partition", "0", "--to", &(read + 5).to_string()].map(str::to_owned);
     let ask: Vec<&str> = ask.iter().map(String::as_str).collect();
     assert_eq!(refused(&world.deployment.verb("offsets", &ask)).0, 2, "nobody has confirmed it");

@@ -5,9 +5,7 @@ use std::io::Write;
 use serde_json::{Value, json};
 
 use super::failure::{Exit, Failure};
-use super::operator_args::{
-    Choice, DeadLettersArgs, DeadLettersCommand, DropArgs, ListArgs, RetryArgs, ShowArgs,
-};
+use super::operator_args::{Choice, DeadLettersArgs, DeadLettersCommand, DropArgs, ListArgs, RetryArgs, ShowArgs};
 use super::reach::{Sink, asked, confirmed};
 use super::status::{aligned, moment};
 use super::{print, seam};
@@ -37,7 +35,9 @@ fn chosen(verb: &str, choice: Choice, all: bool) -> Result<Letters, Failure> {
     let Choice { org, object, topic, partition, offset, reason } = &choice;
     let some = [org, object, topic, reason].iter().any(|one| one.is_some()) || partition.is_some() || offset.is_some();
     if all && some {
-        return Err(Failure::new(Exit::Usage, verb, "--all stands beside flags that choose").next("leave one of them out"));
+        return Err(
+            Failure::new(Exit::Usage, verb, "--all stands beside flags that choose").next("leave one of them out")
+        );
     }
     if !all && !some {
         return Err(Failure::new(Exit::Usage, verb, "nothing says which dead letters are meant")
@@ -75,7 +75,8 @@ async fn list(config: &Config, args: ListArgs) -> Result<(), Failure> {
     let lines: Vec<(Option<String>, Vec<String>)> = found
         .iter()
         .map(|letter| {
-            let head = (topic != Some(&letter.topic)).then(|| format!("{}.{}  {}", letter.org, letter.object, letter.topic));
+            let head =
+                (topic != Some(&letter.topic)).then(|| format!("{}.{}  {}", letter.org, letter.object, letter.topic));
             topic = Some(&letter.topic);
             let at = moment(letter.at);
             let line = vec![
@@ -120,21 +121,31 @@ async fn show(config: &Config, args: ShowArgs) -> Result<(), Failure> {
         let (key, value) = bytes.unwrap_or_default();
         let bytes = if args.key { key } else { value };
         let Some(bytes) = bytes else {
-            return Err(Failure::new(Exit::Failed, VERB, if args.key { "its key is null" } else { "its value is null" }));
+            return Err(Failure::new(
+                Exit::Failed,
+                VERB,
+                if args.key { "its key is null" } else { "its value is null" },
+            ));
         };
         let mut out = std::io::stdout().lock();
         return match out.write_all(&bytes).and_then(|()| out.flush()) {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::new(Exit::Failed, "stdout", error)),
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(Failure::new(Exit::Failed, "stdout", error))
+            }
             _ => Ok(()),
         };
     }
     if args.json {
         return print::stdout(&format!("{:#}\n", as_json(&letter)));
     }
-    let bytes = |bytes: Option<i32>| bytes.map_or("null".to_owned(), |bytes| format!("{} bytes", thousands(bytes.into())));
+    let bytes =
+        |bytes: Option<i32>| bytes.map_or("null".to_owned(), |bytes| format!("{} bytes", thousands(bytes.into())));
     let mut text = String::new();
     let mut line = |name: &str, value: &str| text.push_str(&format!("{name:<10}{value}\n"));
-    line("message", &format!("{}/{} offset {}, life {}", letter.topic, letter.partition, letter.offset, letter.incarnation));
+    line(
+        "message",
+        &format!("{}/{} offset {}, life {}", letter.topic, letter.partition, letter.offset, letter.incarnation),
+    );
     line("of", &format!("{}.{}", letter.org, letter.object));
     line("put aside", &moment(letter.at));
     line("reason", &letter.reason);
@@ -159,7 +170,10 @@ async fn drop(config: &Config, args: DropArgs) -> Result<(), Failure> {
         let text = if args.dry_run {
             format!("{} open dead letters would be dropped\n", thousands(open))
         } else {
-            format!("{} dead letters are dropped; the rows stay in afterimage.dead_letters\n", thousands(dropped as i64))
+            format!(
+                "{} dead letters are dropped; the rows stay in afterimage.dead_letters\n",
+                thousands(dropped as i64)
+            )
         };
         print::stdout(&if args.json { format!("{told:#}\n") } else { text })
     };
@@ -176,7 +190,8 @@ async fn retry(config: &Config, args: RetryArgs) -> Result<(), Failure> {
     let sink = Sink::connect(config, VERB).await?;
     let topics = asked(VERB, dead_letters::topics(&sink.client, &which)).await?;
     let plans = seam::plans(config, &topics)?;
-    let claimant = Claimant { worker: format!("retry/{}", std::process::id()), config_hash: config.history_hash().to_vec() };
+    let claimant =
+        Claimant { worker: format!("retry/{}", std::process::id()), config_hash: config.history_hash().to_vec() };
     let mut all = Retried::default();
     for plan in &plans {
         let retried = retry::retry(sink.settings(), &claimant, plan, &which, args.dry_run).await;
@@ -204,7 +219,10 @@ async fn retry(config: &Config, args: RetryArgs) -> Result<(), Failure> {
         text.push_str(&format!("{} still can't be decoded: {reason}\n", thousands(*n as i64)));
     }
     if all.cut > 0 {
-        text.push_str(&format!("{} were cut when they were put aside, and can't be retried\n", thousands(all.cut as i64)));
+        text.push_str(&format!(
+            "{} were cut when they were put aside, and can't be retried\n",
+            thousands(all.cut as i64)
+        ));
     }
     if text.is_empty() {
         text.push_str("no open dead letter fits\n");

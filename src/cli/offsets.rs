@@ -5,9 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::failure::{Exit, Failure};
-use super::operator_args::{
-    AdoptArgs, OffsetsArgs, OffsetsCommand, OffsetsShowArgs, ResetArgs, ResumeArgs, SkipArgs,
-};
+use super::operator_args::{AdoptArgs, OffsetsArgs, OffsetsCommand, OffsetsShowArgs, ResetArgs, ResumeArgs, SkipArgs};
 use super::reach::{Log, Sink, answered, asked, confirmed, logs};
 use super::status::{aligned, moment};
 use super::{print, terminal};
@@ -56,7 +54,8 @@ impl Looked {
         let found: Vec<Standing> =
             found.into_iter().filter(|one| partition.is_none_or(|wanted| wanted == one.partition)).collect();
         if found.is_empty() {
-            let reason = format!("the sink holds no position of partition {} of {topic}", partition.unwrap_or_default());
+            let reason =
+                format!("the sink holds no position of partition {} of {topic}", partition.unwrap_or_default());
             return Err(Failure::new(Exit::Usage, verb, reason).next(there("partitions", partitions.into_iter())));
         }
         let wanted = found.iter().map(|one| (of(one), one.last.map(|last| last.offset))).collect();
@@ -89,7 +88,8 @@ fn there(what: &str, names: impl Iterator<Item = String>) -> String {
 
 fn refused(verb: &str, at: &Standing, refusal: &Refusal) -> Failure {
     let exit = if matches!(refusal, Refusal::Held(_)) { Exit::Halted } else { Exit::Usage };
-    Failure::new(exit, format!("{verb} {}/{}", at.topic, at.partition), refusal).next(refusal.next(&at.topic, at.partition))
+    Failure::new(exit, format!("{verb} {}/{}", at.topic, at.partition), refusal)
+        .next(refusal.next(&at.topic, at.partition))
 }
 
 /// What is to be thought of a log. Where the cluster does not have the partition, it is as if its log were empty.
@@ -107,13 +107,8 @@ fn say(json_wanted: bool, json: &Value, text: &str) -> Result<(), Failure> {
 async fn show(config: &Config, args: OffsetsShowArgs) -> Result<(), Failure> {
     const VERB: &str = "offsets show";
     let sink = Sink::connect(config, VERB).await?;
-    let which = Which {
-        org: args.org,
-        object: args.object,
-        topic: args.topic,
-        partition: args.partition,
-        former: args.former,
-    };
+    let which =
+        Which { org: args.org, object: args.object, topic: args.topic, partition: args.partition, former: args.former };
     let rows = asked(VERB, standings(&sink.client, &which)).await?;
     let (known, trouble) = if args.no_broker || rows.is_empty() {
         (None, None)
@@ -140,8 +135,7 @@ async fn show(config: &Config, args: OffsetsShowArgs) -> Result<(), Failure> {
             })
         });
         let cluster = known.as_ref().map(|(cluster, _)| cluster);
-        let all =
-            json!({ "cluster": cluster, "partitions": rows.collect::<Vec<_>>(), "broker_error": trouble });
+        let all = json!({ "cluster": cluster, "partitions": rows.collect::<Vec<_>>(), "broker_error": trouble });
         return print::stdout(&format!("{all:#}\n"));
     }
     if rows.is_empty() {
@@ -237,7 +231,10 @@ async fn adopt(config: &Config, args: AdoptArgs) -> Result<(), Failure> {
         })).collect::<Vec<_>>(),
     });
     if holder.is_none() && lives.is_empty() {
-        let text = format!("{}: nothing to adopt: no log is another than the one that was read, and the group holds it\n", args.topic);
+        let text = format!(
+            "{}: nothing to adopt: no log is another than the one that was read, and the group holds it\n",
+            args.topic
+        );
         return say(args.json, &told, &text);
     }
     let will = if args.dry_run { "would" } else { "will" };
@@ -337,12 +334,15 @@ async fn reset(config: &Config, args: ResetArgs) -> Result<(), Failure> {
     };
     let looked = Looked::at(config, VERB, &args.topic, Some(args.partition)).await?;
     let (at, log) = looked.one(VERB)?;
-    let found =
-        intervention::reset(at.next, to, log.earliest, log.end).map_err(|refusal| match refusal {
-            Refusal::BeyondEnd { end } => Failure::new(Exit::Usage, VERB, format!("the position is {end}: that is not back"))
-                .next(format!("afterimage offsets skip {} --partition {} --to OFFSET goes forwards", at.topic, at.partition)),
-            other => refused(VERB, at, &other),
-        })?;
+    let found = intervention::reset(at.next, to, log.earliest, log.end).map_err(|refusal| match refusal {
+        Refusal::BeyondEnd { end } => {
+            Failure::new(Exit::Usage, VERB, format!("the position is {end}: that is not back")).next(format!(
+                "afterimage offsets skip {} --partition {} --to OFFSET goes forwards",
+                at.topic, at.partition
+            ))
+        }
+        other => refused(VERB, at, &other),
+    })?;
     let told = json!({
         "topic": at.topic, "partition": at.partition, "next_offset": at.next, "from_offset": found.from,
         "read_again": found.again, "possible": false,

@@ -46,9 +46,8 @@ fn failed(verb: &str, error: impl Into<OperatorError>) -> Failure {
             let failure = Failure::new(Exit::Failed, verb, describe(&error));
             if is_denied(&error) { failure.next(RIGHTS_HINT) } else { failure }
         }
-        moved @ OperatorError::Moved(_) => {
-            Failure::new(Exit::Halted, verb, moved).next("nothing was changed: look again with `afterimage offsets show`")
-        }
+        moved @ OperatorError::Moved(_) => Failure::new(Exit::Halted, verb, moved)
+            .next("nothing was changed: look again with `afterimage offsets show`"),
     }
 }
 
@@ -109,7 +108,8 @@ fn look(settings: &KafkaSettings, wanted: &[(TopicPartition, Option<i64>)]) -> R
     let metadata = Metadata::connect(settings)?;
     let cluster = metadata.cluster_id(BROKER_TIME)?;
     let topics = metadata.topics(BROKER_TIME, |name| wanted.iter().any(|(of, _)| &*of.topic == name))?;
-    let is_there = |of: &TopicPartition| topics.iter().any(|topic| topic.name == of.topic && of.partition < topic.partitions);
+    let is_there =
+        |of: &TopicPartition| topics.iter().any(|topic| topic.name == of.topic && of.partition < topic.partitions);
     let there: Vec<TopicPartition> = wanted.iter().map(|(of, _)| of).filter(|of| is_there(of)).cloned().collect();
     let marks = metadata.watermarks(&there, BROKER_TIME)?;
     let mut at = Vec::new();
@@ -124,7 +124,10 @@ fn look(settings: &KafkaSettings, wanted: &[(TopicPartition, Option<i64>)]) -> R
     })?;
     if let Some((silent, _)) = at.iter().find(|(of, _)| !seen.contains_key(of)) {
         let reason = format!("nothing was delivered within {} s", BROKER_TIME.as_secs());
-        return Err(KafkaError::Request { action: format!("looking at the message of {silent} that was read last"), reason });
+        return Err(KafkaError::Request {
+            action: format!("looking at the message of {silent} that was read last"),
+            reason,
+        });
     }
     let log = |(of, marks): (TopicPartition, kafka::Watermarks)| {
         let found = seen.get(&of).copied().flatten();
@@ -138,13 +141,16 @@ pub(super) fn confirmed(verb: &str, yes: bool, what: &str) -> Result<(), Failure
     if yes {
         return Ok(());
     }
-    let refused = |reason: &str| Failure::new(Exit::Usage, verb, reason.to_owned()).next("add --yes, or --dry-run to look only");
+    let refused =
+        |reason: &str| Failure::new(Exit::Usage, verb, reason.to_owned()).next("add --yes, or --dry-run to look only");
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return Err(refused(&format!("it would {what}, and nobody is at a terminal to confirm that")));
     }
     let mut typed = String::new();
     let mut err = std::io::stderr();
     let asked = write!(err, "This will {what}. Type yes to go on: ").and_then(|()| err.flush());
-    asked.and_then(|()| std::io::stdin().lock().read_line(&mut typed)).map_err(|error| Failure::new(Exit::Failed, verb, error))?;
+    asked
+        .and_then(|()| std::io::stdin().lock().read_line(&mut typed))
+        .map_err(|error| Failure::new(Exit::Failed, verb, error))?;
     if typed.trim() == "yes" { Ok(()) } else { Err(refused("not confirmed; nothing was changed")) }
 }

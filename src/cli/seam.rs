@@ -28,7 +28,8 @@ const NOT_READ: &str = "belongs to no org and is not read: name it under [[org]]
 pub(super) const RIGHTS_HINT: &str = "as the owner of the schema, grant this role what the README lists under Roles; again after each `afterimage migrate`";
 const OWNER_HINT: &str = "run it as the owner of the database, or `grant create on database … to` this role; an existing \
                           schema is upgraded by its owner only";
-pub(super) const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
+pub(super) const BROKER_HINT: &str =
+    "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
 
 /// Runs a worker until SIGTERM or SIGINT.
 pub(super) async fn run(config: Config, health: Health) -> Result<(), Failure> {

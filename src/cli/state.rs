@@ -35,7 +35,9 @@ pub(super) async fn run(config: Config, args: StateArgs) -> Result<(), Failure> 
 fn failed(verb: &str, error: &StateError) -> Failure {
     let failure = Failure::new(Exit::Failed, verb, error);
     match error {
-        StateError::Locked(_) => failure.next("stop the worker that uses it, or name another directory with --state-dir"),
+        StateError::Locked(_) => {
+            failure.next("stop the worker that uses it, or name another directory with --state-dir")
+        }
         StateError::Corrupted { .. } | StateError::Format { .. } => {
             failure.next("`afterimage state clear` throws it away: all of it can be had from the sink")
         }
@@ -49,10 +51,8 @@ fn open(config: &Config, verb: &str) -> Result<Option<Store>, Failure> {
     if !is_there(dir) {
         return Ok(None);
     }
-    let options = StateOptions {
-        memory: usize::try_from(config.state.memory).unwrap_or(usize::MAX),
-        ..StateOptions::default()
-    };
+    let options =
+        StateOptions { memory: usize::try_from(config.state.memory).unwrap_or(usize::MAX), ..StateOptions::default() };
     Store::open(dir, &options).map(Some).map_err(|error| failed(verb, &error))
 }
 
@@ -187,7 +187,9 @@ async fn verify(config: &Config, args: VerifyArgs) -> Result<(), Failure> {
             one["different"] = (*wrong).into();
             one
         });
-        let told = told.iter().map(|(position, one)| json!({ "position_id": position, "record": one.identity, "what": one.what }));
+        let told = told
+            .iter()
+            .map(|(position, one)| json!({ "position_id": position, "record": one.identity, "what": one.what }));
         let all = json!({
             "directory": config.state.dir.display().to_string(), "compared": compared, "different": wrong,
             "positions": positions.collect::<Vec<_>>(), "differences": told.collect::<Vec<_>>(),
@@ -216,7 +218,8 @@ async fn verify(config: &Config, args: VerifyArgs) -> Result<(), Failure> {
     };
     print::stdout(&text)?;
     if wrong > 0 {
-        let reason = format!("{} of {} images are not what the sink says", thousands(wrong as i64), thousands(compared as i64));
+        let reason =
+            format!("{} of {} images are not what the sink says", thousands(wrong as i64), thousands(compared as i64));
         return Err(Failure::new(Exit::Failed, VERB, reason)
             .next("`afterimage state clear` throws the store away; and tell the authors: this must not happen"));
     }
@@ -254,8 +257,5 @@ fn clear(config: &Config, args: ClearArgs) -> Result<(), Failure> {
 
 /// Whether a store that can't be opened is damaged, and not in use or out of reach.
 fn wipeable(dir: &Path) -> bool {
-    matches!(
-        Store::open(dir, &StateOptions::default()),
-        Err(StateError::Corrupted { .. } | StateError::Format { .. })
-    )
+    matches!(Store::open(dir, &StateOptions::default()), Err(StateError::Corrupted { .. } | StateError::Format { .. }))
 }

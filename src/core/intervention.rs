@@ -54,7 +54,9 @@ impl Refusal {
         match self {
             Refusal::Held(_) => "stop that worker first, or wait until its sessions have ended".to_owned(),
             Refusal::Backwards { .. } => {
-                format!("`afterimage offsets reset {topic} --partition {partition} --to … --dry-run` says what that would mean")
+                format!(
+                    "`afterimage offsets reset {topic} --partition {partition} --to … --dry-run` says what that would mean"
+                )
             }
             Refusal::BeyondEnd { .. } => "name an offset up to the end".to_owned(),
             Refusal::ShortLog { .. } => {

@@ -191,7 +191,11 @@ mod tests {
         assert_eq!(of(Some(LAST)), Lineage::Same);
         assert_eq!(of(Some(Fingerprint { hash: 8, ..LAST })), Lineage::Other);
         assert_eq!(of(Some(Fingerprint { timestamp_ms: Some(6), ..LAST })), Lineage::Other);
-        assert_eq!(of(Some(Fingerprint { timestamp_ms: None, ..LAST })), Lineage::Same, "times are not kept everywhere");
+        assert_eq!(
+            of(Some(Fingerprint { timestamp_ms: None, ..LAST })),
+            Lineage::Same,
+            "times are not kept everywhere"
+        );
     }
 
     #[test]
@@ -223,7 +227,10 @@ mod tests {
         assert!(!wrong.to_string().contains("offsets skip"), "there is nothing to go on with: {wrong}");
         let wrong = WrongLog { end: 40, lineage: Lineage::Other, ..wrong };
         assert!(wrong.to_string().contains("the message at offset 8 is not"), "{wrong}");
-        assert!(wrong.to_string().contains("`afterimage offsets skip calm.emea.account --partition 3 --to 10`"), "{wrong}");
+        assert!(
+            wrong.to_string().contains("`afterimage offsets skip calm.emea.account --partition 3 --to 10`"),
+            "{wrong}"
+        );
     }
 
     #[test]

@@ -257,11 +257,7 @@ pub async fn source(client: &Client, topic: &str) -> Result<Option<RetrySource>,
 ///
 /// # Errors
 /// When a statement fails.
-pub async fn begin_retry(
-    client: &mut Client,
-    of: &RetrySource,
-    topic: &str,
-) -> Result<i16, tokio_postgres::Error> {
+pub async fn begin_retry(client: &mut Client, of: &RetrySource, topic: &str) -> Result<i16, tokio_postgres::Error> {
     let transaction = client.transaction().await?;
     transaction.batch_execute("SELECT pg_advisory_xact_lock(hashtext('afterimage.registry'))").await?;
     // No topic of Kafka's can have this name.

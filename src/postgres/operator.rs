@@ -241,12 +241,7 @@ pub async fn skip(
         transaction
             .execute_typed(
                 "INSERT INTO afterimage.gap (position_id, from_offset, to_offset, reason) VALUES ($1, $2, $3, $4)",
-                &[
-                    (&at.position_id, Type::INT4),
-                    (&at.next, Type::INT8),
-                    (&to, Type::INT8),
-                    (&reason, Type::TEXT),
-                ],
+                &[(&at.position_id, Type::INT4), (&at.next, Type::INT8), (&to, Type::INT8), (&reason, Type::TEXT)],
             )
             .await?;
     }

@@ -110,7 +110,8 @@ impl Checkup {
 }
 
 fn difference(stored: &Record, record: &Record) -> Option<&'static str> {
-    let place = |record: &Record| record.head.as_ref().map(|head| (head.seq, head.op, head.at, head.position_id, head.offset));
+    let place =
+        |record: &Record| record.head.as_ref().map(|head| (head.seq, head.op, head.at, head.position_id, head.offset));
     if stored.rid != record.rid {
         Some("its number")
     } else if stored.home != record.home {

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::dictionary::Dictionary;
 use super::TopicPlan;
+use super::dictionary::Dictionary;
 use crate::core::batch::{Advance, OpenBatch, Resolved, SealedBatch};
 use crate::core::decode::{DecodeError, Decoded, Decoder, ResolvedIdentity};
 use crate::core::event::{Event, Micros, Op};
