@@ -482,3 +482,24 @@ async fn an_image_store_at_rest_can_be_looked_into_compared_and_thrown_away() {
     world.done("state", &there("clear"));
     assert_eq!(world.json("state", &there("inspect"))["positions"], serde_json::json!([]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_made_anew_under_a_worker_is_halted() {
+    let world = World::new().await;
+    let mut stream = world.stream("account", 1).await;
+    let mut contact = world.stream("contact", 1).await;
+    stream.rounds(8, 0..6);
+    contact.rounds(8, 0..2);
+    let mut worker = world.deployment.worker("one");
+    let mut ends = stream.ends();
+    ends.extend(contact.ends());
+    world.read_to(&ends, &mut worker).await;
+    world.make_anew(&mut stream).await;
+    stream.rounds(8, 6..24);
+    world.halted(&mut worker, 1).await;
+    contact.rounds(8, 2..4);
+    ends.extend(contact.ends());
+    world.read_to(&ends, &mut worker).await;
+    assert_eq!(world.next().await, ends);
+    worker.stop();
+}

@@ -260,6 +260,41 @@ pub async fn skip(
     Ok(())
 }
 
+/// Fences a position off that is held under this epoch, because its log is another than the one that this message was read
+/// from: claiming it compares again, and halts it. Whether it was held so.
+///
+/// # Errors
+/// When a statement fails.
+pub async fn distrust(
+    client: &mut Client,
+    position_id: PositionId,
+    epoch: i64,
+    read: Fingerprint,
+) -> Result<bool, OperatorError> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '10s'").await?;
+    let at = read.timestamp_ms.map(|ms| Moment(ms.saturating_mul(1000)));
+    let held = transaction
+        .execute_typed(
+            "UPDATE afterimage.position SET last_offset = $3, last_ts = $4, last_hash = $5 \
+             WHERE position_id = $1 AND epoch = $2",
+            &[
+                (&position_id, Type::INT4),
+                (&epoch, Type::INT8),
+                (&read.offset, Type::INT8),
+                (&at, Type::TIMESTAMPTZ),
+                (&read.hash, Type::INT8),
+            ],
+        )
+        .await?;
+    if held == 0 {
+        return Ok(false);
+    }
+    fence(&transaction, &[position_id], "another log").await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
 /// Lifts halts; what they were about is looked at anew.
 ///
 /// # Errors

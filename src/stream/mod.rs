@@ -19,6 +19,7 @@
 //! | `settle.rs` | what follows from a commit's outcome |
 //! | `tally.rs` | metrics of a batch |
 //! | `views.rs` | typed views and lookups, beside the stream |
+//! | `watch.rs` | whether a log is still the one that is being read |
 //! | `checkup.rs` | an image store at rest, compared with the sink |
 //! | `retry.rs` | dead letters, once more |
 //!
@@ -50,6 +51,7 @@ mod task;
 mod topics;
 mod upkeep;
 mod views;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
@@ -75,6 +77,7 @@ use images::Images;
 use ownership::Claims;
 use topics::Topics;
 use views::Views;
+use watch::Logs;
 
 pub use group::BatchLimits;
 
@@ -184,6 +187,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         limits: settings.limits,
         front_memory: settings.front_memory / settings.topics.len().max(1),
         databases: Databases::default(),
+        logs: Logs::default(),
         boards: Boards::default(),
         health: settings.health.clone(),
         ended,
@@ -200,6 +204,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         images: images.clone(),
         metadata,
         kafka: settings.kafka.clone(),
+        logs: topics.logs.clone(),
         runtime: Handle::current(),
         failed: Mutex::new(Some(failed)),
         halted: Mutex::default(),
@@ -211,6 +216,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
 
     let beside = [
         tokio::spawn(align::watch(topics.boards.clone(), settings.kafka.clone(), settings.sink.clone())),
+        tokio::spawn(watch::watch(topics.logs.clone(), Arc::clone(&claims))),
         tokio::spawn(upkeep::look_at_sink(settings.sink.clone(), settings.health.clone())),
         tokio::spawn(upkeep::tell(
             settings.health.clone(),

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::group::{Command, InboxCell};
 use super::images::Images;
 use super::task::Task;
+use super::watch::Logs;
 use crate::core::lineage::{Fingerprint, message_hash};
 use crate::core::recovery::{self, Recovery, SinkFacts, recover};
 use crate::kafka::{KafkaError, KafkaSettings, Metadata, Ownership, TopicPartition, Watermarks, peek};
@@ -61,6 +62,8 @@ pub struct Claims {
     pub metadata: Metadata,
     /// How to reach the brokers.
     pub kafka: KafkaSettings,
+    /// What is read, and what the logs are known by.
+    pub logs: Logs,
     /// For database calls from the consumer's thread.
     pub runtime: Handle,
     /// Where a fatal client error goes.
@@ -115,6 +118,8 @@ impl Claims {
                 tracing::error!(topic = %topic, partition = claim.partition, from, to, "gap: offsets were gone before they were read");
             }
             let start = self.prepare_store(claim, earliest)?;
+            let found = wanted.iter().find(|one| (one.source_id, one.partition) == (claim.source_id, claim.partition));
+            self.logs.claimed(of.clone(), claim.position_id, claim.epoch, found.and_then(|one| one.found));
             tasks.entry(topic).or_default().push(Task::new(claim, start));
             starts.push((of, start));
         }
@@ -179,6 +184,14 @@ impl Claims {
 
     fn side(&self, topic: &str) -> Option<TopicSide> {
         self.topics.read().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
+    }
+
+    /// Asks something of a topic's group.
+    pub fn command(&self, topic: &str, command: Command) {
+        if let Some(side) = self.side(topic) {
+            let _ = side.commands.send(command);
+            side.wake();
+        }
     }
 
     /// More topics.
@@ -286,6 +299,7 @@ impl Ownership for Claims {
             by_topic.entry(Arc::clone(&of.topic)).or_default().push(of.partition);
         }
         self.halted.lock().unwrap_or_else(PoisonError::into_inner).retain(|of, _| !partitions.contains(of));
+        self.logs.gone(partitions);
         let mut answers = Vec::new();
         for (topic, partitions) in by_topic {
             let Some(side) = self.side(&topic) else { continue };
