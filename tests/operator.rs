@@ -79,13 +79,16 @@ impl World {
         .await;
     }
 
-    /// The law L1, for each life of each partition.
+    /// The law L1, for each life of each partition, and L2.
     async fn assert_conserved(&self) {
         let query = "SELECT p.topic, p.partition, p.incarnation, p.next_offset - p.first_offset, sum(o.events)::bigint
                      FROM afterimage.positions p JOIN afterimage.outcomes o USING (topic, partition, incarnation)
                      GROUP BY 1, 2, 3, 4 HAVING sum(o.events) <> p.next_offset - p.first_offset";
         let wrong = self.client.query(query, &[]).await.unwrap();
-        assert!(wrong.is_empty(), "{wrong:?}");
+        assert!(wrong.is_empty(), "L1 is broken: {wrong:?}");
+        let rows = "(SELECT count(*) FROM afterimage.delta) + (SELECT count(*) FROM afterimage.keyframe WHERE kf = 0)";
+        let counted = "SELECT sum(rows_written - rows_cancelled) FROM afterimage.position";
+        assert_eq!(self.number(&format!("SELECT {rows}")).await, self.number(counted).await, "L2 is broken");
     }
 
     async fn number(&self, query: &str) -> i64 {
@@ -387,23 +390,23 @@ async fn dead_letters_are_brought_in_once_beside_a_worker() {
     for stream in [&older, &newer] {
         world.broker.create_topic(&stream.topic, 1).await;
     }
-    older.rounds(1, 0..1);
+    older.rounds(2, 0..1);
     newer.apart = 300_000;
     newer.rounds(3, 0..1);
     let mut stream = world.stream("account", 1).await;
     stream.rounds(2, 0..2);
     let first = stream.next[0];
-    for n in 0..5 {
+    for n in 0..6 {
         stream.send(0, None, Some(format!("{VALUE} {n}").as_bytes()));
     }
     stream.flush();
     let mut worker = world.deployment.worker("one");
     world.read_to(&stream.ends(), &mut worker).await;
 
-    // As if this program had learned to read four of them: out of order, and one of them older than its record.
+    // As if this program had learned to read five of them: the newest first, and two that are older than their records.
     let mut messages = world.broker.read_all(&newer.topic).await;
     messages.reverse();
-    messages.insert(2, world.broker.read_all(&older.topic).await.remove(0));
+    messages.extend(world.broker.read_all(&older.topic).await);
     for (n, message) in messages.iter().enumerate() {
         let set = "UPDATE afterimage.dead_letter SET key = $2, value = $3 WHERE \"offset\" = $1";
         let offset = first + n as i64;
@@ -411,18 +414,22 @@ async fn dead_letters_are_brought_in_once_beside_a_worker() {
     }
     let retry = ["retry", "--topic", &stream.topic];
     let looked = world.json("dead-letters", &[&retry[..], &["--dry-run"]].concat());
-    assert_eq!((&looked["brought_in"]["decoded"], &looked["still_undecodable"]["not json"]), (&4.into(), &1.into()));
+    assert_eq!((&looked["brought_in"]["decoded"], &looked["still_undecodable"]["not json"]), (&5.into(), &1.into()));
     assert_eq!(world.number("SELECT count(*) FROM afterimage.dead_letters WHERE resolved_at IS NOT NULL").await, 0);
 
+    // The newest of its record first, by itself: what comes in another run is late, and not taken for a repetition.
+    let newest = (first + 2).to_string();
+    let done = world.json("dead-letters", &[&retry[..], &["--offset", &newest]].concat());
+    assert_eq!(done["brought_in"], serde_json::json!({ "delta": 1 }), "{done}");
     let done = world.json("dead-letters", &retry);
-    assert_eq!(done["brought_in"], serde_json::json!({ "delta": 3, "stale": 1 }), "{done}");
+    assert_eq!(done["brought_in"], serde_json::json!({ "delta": 2, "stale": 2 }), "{done}");
     let again = world.json("dead-letters", &["retry", "--all"]);
     assert_eq!((&again["brought_in"], &again["still_undecodable"]["not json"]), (&serde_json::json!({}), &1.into()));
     let outcomes = "SELECT string_agg(outcome || ' ' || \"offset\" - $1, ', ' ORDER BY \"offset\") FROM afterimage.dead_letters \
                     WHERE resolved_at IS NOT NULL";
     let outcomes: String = world.client.query_one(outcomes, &[&first]).await.unwrap().get(0);
-    assert_eq!(outcomes, "delta 0, delta 1, stale 2, delta 3");
-    assert_eq!(world.number("SELECT count(*) FROM afterimage.late_events").await, 1);
+    assert_eq!(outcomes, "delta 0, delta 1, delta 2, stale 3, stale 4");
+    assert_eq!(world.number("SELECT count(*) FROM afterimage.late_events").await, 2);
     let brought = "SELECT count(*) FROM afterimage.changes WHERE topic LIKE '% (retry)'";
     assert_eq!(world.number(brought).await, 3);
 
@@ -430,9 +437,7 @@ async fn dead_letters_are_brought_in_once_beside_a_worker() {
     stream.apart = 1_000_000;
     stream.rounds(2, 2..5);
     world.read_to(&stream.ends(), &mut worker).await;
-    let mut ends = stream.ends();
-    ends.insert((format!("{} (retry)", stream.topic), 0), 4);
-    support::audit::assert_conserved(&world.client, &ends).await;
+    world.assert_conserved().await;
     let rows = world.client.query("SELECT sfid, image FROM afterimage.records ORDER BY 1", &[]).await.unwrap();
     let found: Vec<(String, Value)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     let mut wanted = stream.images();

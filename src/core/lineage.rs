@@ -106,8 +106,6 @@ pub struct WrongLog<'a> {
     pub partition: i32,
     /// The next offset by the sink.
     pub next: i64,
-    /// The broker's end.
-    pub end: i64,
     /// Offset of the message that was read last.
     pub last_offset: Option<i64>,
     /// [`Lineage::Other`] or [`Lineage::Short`].
@@ -116,11 +114,12 @@ pub struct WrongLog<'a> {
 
 impl fmt::Display for WrongLog<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let WrongLog { topic, partition, next, end, .. } = self;
+        let WrongLog { topic, partition, next, .. } = self;
         match self.lineage {
+            // Not where: that changes while the log grows, and this is told anew whenever it changes.
             Lineage::Short => write!(
                 f,
-                "the sink has read up to offset {next}, but the broker's log ends at {end}: the topic was created anew or \
+                "the sink has read up to offset {next}, but the broker's log ends before that: the topic was created anew or \
                  cut; nothing is read from it until that is settled. Either `afterimage offsets adopt {topic} --partition \
                  {partition}`, which reads this log from its start as another life of the topic, or put the old log back"
             ),
@@ -219,13 +218,12 @@ mod tests {
             topic: "calm.emea.account",
             partition: 3,
             next: 10,
-            end: 4,
             last_offset: Some(8),
             lineage: Lineage::Short,
         };
         assert!(wrong.to_string().contains("`afterimage offsets adopt calm.emea.account --partition 3`"), "{wrong}");
         assert!(!wrong.to_string().contains("offsets skip"), "there is nothing to go on with: {wrong}");
-        let wrong = WrongLog { end: 40, lineage: Lineage::Other, ..wrong };
+        let wrong = WrongLog { lineage: Lineage::Other, ..wrong };
         assert!(wrong.to_string().contains("the message at offset 8 is not"), "{wrong}");
         assert!(
             wrong.to_string().contains("`afterimage offsets skip calm.emea.account --partition 3 --to 10`"),

@@ -250,7 +250,6 @@ async fn try_claim(
                 topic: &broker.topic,
                 partition: place.1,
                 next,
-                end: broker.end,
                 last_offset: last.map(|last| last.offset),
                 lineage: found,
             };
@@ -331,7 +330,7 @@ async fn note_halt<C: tokio_postgres::GenericClient>(
 ) -> Result<(), tokio_postgres::Error> {
     client
         .execute_typed(
-            "UPDATE afterimage.position SET halted_at = clock_timestamp(), halt = $2, halt_stays = $3 \
+            "UPDATE afterimage.position SET halted_at = coalesce(halted_at, clock_timestamp()), halt = $2, halt_stays = $3 \
              WHERE position_id = $1",
             &[(&position_id, Type::INT4), (&reason, Type::TEXT), (&stays, Type::BOOL)],
         )

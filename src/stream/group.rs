@@ -254,7 +254,10 @@ impl Group {
                     self.revoked(&partitions, lost);
                     let _ = done.send(());
                 }
-                Ok(Command::Reclaim(partition)) => self.close_and_rest(&[partition], Duration::ZERO),
+                Ok(Command::Reclaim(partition)) if self.tasks.contains_key(&partition) => {
+                    self.close_and_rest(&[partition], Duration::ZERO);
+                }
+                Ok(Command::Reclaim(_)) => {}
                 Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
                     self.stopping = true;
                     return;
