@@ -162,7 +162,14 @@ async fn a_claim_behind_a_pooler_ends_the_session_that_holds_its_position() {
         pooled: true,
     };
     let claimant = Claimant { worker: "test".into(), config_hash: Vec::new() };
-    let wanted = [Wanted { source_id, partition: 0, earliest: 0, end: i64::MAX }];
+    let wanted = [Wanted {
+        source_id,
+        topic: "calm.emea.account".into(),
+        partition: 0,
+        earliest: 0,
+        end: i64::MAX,
+        found: None,
+    }];
     claim(&settings, &claimant, &wanted).await.unwrap();
     // Sessions of the pool that have served others, so that the next transaction is given another one than the last.
     let mut busy = Vec::new();

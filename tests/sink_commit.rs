@@ -97,9 +97,11 @@ impl Sink {
     async fn claim(&self, partitions: &[i32]) -> Vec<Claim> {
         let wanted = |partition: &i32| Wanted {
             source_id: self.source.source_id,
+            topic: "t".into(),
             partition: *partition,
             earliest: 0,
             end: i64::MAX,
+            found: None,
         };
         let wanted: Vec<Wanted> = partitions.iter().map(wanted).collect();
         let claimant = Claimant { worker: "test".into(), config_hash: Vec::new() };
@@ -617,7 +619,7 @@ async fn a_topic_belongs_to_one_deployment_and_one_object() {
     let mut client = sink.database.connect().await;
     for (cluster, group) in [("cluster", "another"), ("elsewhere", "group")] {
         match registry::sources(&mut client, &[declared("t", "emea")], cluster, group).await {
-            Err(RegistryError::Held { topic, group, cluster }) => {
+            Err(RegistryError::Held { topic, group, cluster, .. }) => {
                 assert_eq!((topic.as_str(), group.as_str(), cluster.as_str()), ("t", "group", "cluster"));
             }
             other => panic!("not refused: {other:?}"),
@@ -726,7 +728,14 @@ async fn a_claim_notes_what_the_broker_no_longer_has() {
     let sink = Sink::new().await;
     sink.hand(&[0]).await.write(0, &[create("1", "X", 10, "one")]).await;
     let claimant = Claimant { worker: "late".into(), config_hash: Vec::new() };
-    let wanted = |earliest, end| Wanted { source_id: sink.source.source_id, partition: 0, earliest, end };
+    let wanted = |earliest, end| Wanted {
+        source_id: sink.source.source_id,
+        topic: "t".into(),
+        partition: 0,
+        earliest,
+        end,
+        found: None,
+    };
     let (claims, _) = claim(&sink.settings, &claimant, &[wanted(5, 9)]).await.unwrap();
     assert_eq!((claims[0].next, claims[0].gap), (5, Some((1, 5))));
     assert_eq!(sink.number("SELECT c_gap FROM afterimage.position").await, 4);

@@ -8,6 +8,7 @@ use crate::demo::DemoOptions;
 use clap_complete::Shell;
 
 use super::failure::Failure;
+use super::operator_args::{DeadLettersArgs, OffsetsArgs, StateArgs};
 use crate::config::{ConfigError, Sources};
 
 const EXIT_CODES: &str = "\
@@ -16,7 +17,7 @@ Exit codes:
   1  something outside failed: broker, database, disk
   2  wrong usage or configuration
   3  the sink's schema is missing, too old or too new: afterimage migrate
-  4  halted on purpose: going on could lose or mix history
+  4  halted or refused on purpose: going on could lose or mix history
   130  a demo was ended by a signal before it was done
 
 Configuration: flag > AFTERIMAGE_* variable > Heroku's variables > file > default.
@@ -166,6 +167,12 @@ kept    versions written: deltas and first sights; no-op changed nothing; stale 
 
 It only reads, and changes nothing.")]
     Status(StatusArgs),
+    /// Positions: where they stand, and what a person may do about one that is halted.
+    Offsets(OffsetsArgs),
+    /// What could not be decoded: look at it, try it again, settle it.
+    DeadLetters(DeadLettersArgs),
+    /// The image store of a worker that is not running.
+    State(StateArgs),
     /// See it work: everything on this machine, nothing to configure, nothing left behind.
     #[command(after_help = "\
 Examples:

@@ -4,11 +4,16 @@
 //! are those of [`Exit`], results go to stdout and everything else to stderr.
 
 mod args;
+mod dead_letters;
 mod failure;
 mod hint;
+mod offsets;
+mod operator_args;
 mod print;
+mod reach;
 mod seam;
 mod settings;
+mod state;
 mod status;
 mod terminal;
 mod verbs;
@@ -85,6 +90,17 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             config.postgres()?;
             verbs::status(config, args)
         }
+        Command::Offsets(args) => {
+            let config = load(&cli.global)?;
+            config.postgres()?;
+            verbs::offsets(config, args)
+        }
+        Command::DeadLetters(args) => {
+            let config = load(&cli.global)?;
+            config.postgres()?;
+            verbs::dead_letters(config, args)
+        }
+        Command::State(args) => verbs::state(load(&cli.global)?, args),
         Command::Demo(args) => verbs::demo(&cli.global, args),
     }
 }

@@ -32,7 +32,8 @@ const LOCKED_HINT: &str = "something holds what it has to change (a long transac
                            or run it again later; nothing of it was written";
 const FAILED_HINT: &str = "nothing of it was written, what was applied before stands: mend what the server says, then run \
                            `afterimage migrate` again";
-const BROKER_HINT: &str = "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
+pub(super) const BROKER_HINT: &str =
+    "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
 
 /// Runs a worker until SIGTERM or SIGINT.
 pub(super) async fn run(config: Config, health: Health) -> Result<(), Failure> {
@@ -142,7 +143,7 @@ pub(super) fn connect_hint(error: &ConnectError) -> Option<&'static str> {
 }
 
 /// Whether the role lacks a right.
-fn is_denied(error: &crate::postgres::Error) -> bool {
+pub(super) fn is_denied(error: &crate::postgres::Error) -> bool {
     error.code().is_some_and(|code| code.code() == "42501")
 }
 
@@ -337,6 +338,17 @@ async fn topics(config: &Config, kafka: &kafka::KafkaSettings) -> Result<Vec<Top
     }
     let topics = plan.complete().map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
     Ok(topics.into_iter().map(|topic| plan_of(topic, config)).collect())
+}
+
+/// What the configuration says of these topics, without asking the cluster for them.
+pub(super) fn plans(config: &Config, topics: &[String]) -> Result<Vec<TopicPlan>, Failure> {
+    let plan =
+        map_topics(config, topics).map_err(|error| Failure::new(Exit::Usage, "topics", &error).next(error.next()))?;
+    if let Some(topic) = plan.unmapped.first() {
+        return Err(Failure::new(Exit::Usage, "topics", format!("{topic} {NOT_READ}"))
+            .next("name it under [[org]], or choose other topics with --topic"));
+    }
+    Ok(plan.topics.into_iter().map(|topic| plan_of(topic, config)).collect())
 }
 
 /// Maps topics that are found later. What fits no pattern any more, or not yet, is no error then.

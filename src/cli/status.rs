@@ -27,6 +27,9 @@ const BROKER_TIME: Duration = Duration::from_secs(5);
 /// Longest name of an owner that is shown whole.
 const OWNER: usize = 24;
 
+/// So many halts are told in words; JSON has all of them.
+const HALTS: usize = 5;
+
 /// What one look found.
 struct Look {
     rows: Vec<Row>,
@@ -253,6 +256,8 @@ impl Look {
                 "first_offset": at.first, "next_offset": at.next, "end_offset": row.end,
                 "lag_messages": row.lag(), "lag_seconds": row.behind(),
                 "source_at": at.source_at.map(moment), "committed_at": at.committed_at.map(moment),
+                "halted_at": at.halt.as_ref().map(|(since, _)| moment(*since)),
+                "halt": at.halt.as_ref().map(|(_, reason)| reason),
                 "outcomes": outcomes(&at.outcomes),
             })
         });
@@ -312,6 +317,17 @@ impl Look {
             let header: Vec<&str> = places[..1].iter().chain(&counts).copied().collect();
             text = format!("{}\n{}", aligned(&places, &first), aligned(&header, &second));
         }
+        let halted: Vec<_> = self.rows.iter().filter_map(|row| Some((&row.at, row.at.halt.as_ref()?))).collect();
+        for (at, (since, reason)) in halted.iter().take(HALTS) {
+            let since = moment(*since);
+            let since = since.get(..19).unwrap_or(&since);
+            let text_of = format!("halted: {}/{} since {since}Z: {reason}", at.topic, at.partition);
+            text.push('\n');
+            text.push_str(&folded(&text_of, width, 0));
+        }
+        if halted.len() > HALTS {
+            text.push_str(&format!("\nhalted: {} more\n", halted.len() - HALTS));
+        }
         if let Some(reason) = &self.broker {
             text.push('\n');
             text.push_str(&folded(&format!("lag is not known: {reason}"), width, 0));
@@ -341,7 +357,7 @@ fn owner(at: &PartitionStatus) -> String {
 }
 
 /// Columns below their names, numbers to the right; a head of its own line before a row that has one.
-fn aligned(header: &[&str], rows: &[(Option<String>, Vec<String>)]) -> String {
+pub(super) fn aligned(header: &[&str], rows: &[(Option<String>, Vec<String>)]) -> String {
     let widths: Vec<usize> = (0..header.len())
         .map(|column| {
             let cells = rows.iter().map(|(_, row)| row.get(column).map_or(0, |cell| cell.chars().count()));
@@ -390,7 +406,7 @@ fn duration(seconds: i64) -> String {
 }
 
 /// ISO 8601, UTC.
-fn moment(at: Micros) -> String {
+pub(super) fn moment(at: Micros) -> String {
     timestamp_text(at, false).replace(' ', "T") + "Z"
 }
 
@@ -415,6 +431,7 @@ mod tests {
             source_at: Some(1_000_000_000_000_000),
             committed_at: None,
             now: 1_000_000_000_000_000 + 3_725_000_000,
+            halt: None,
             outcomes,
         };
         Row { at, end }

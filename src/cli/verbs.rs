@@ -2,7 +2,8 @@
 
 use super::args::{GlobalArgs, MigrateArgs, RunArgs, StatusArgs, TypesArgs};
 use super::failure::{Exit, Failure};
-use super::{seam, settings, status};
+use super::operator_args::{DeadLettersArgs, OffsetsArgs, StateArgs};
+use super::{dead_letters, offsets, seam, settings, state, status};
 use crate::config::{Config, LogFormat, LogSettings, nearest};
 use crate::demo::DemoOptions;
 use crate::telemetry;
@@ -42,6 +43,30 @@ pub(super) fn status(config: Config, args: StatusArgs) -> Result<(), Failure> {
     let runtime = runtime()?;
     let ended = runtime.block_on(status::run(config, args));
     // A question to a broker that does not answer may still be open: nobody waits for it any more.
+    runtime.shutdown_background();
+    ended
+}
+
+/// `offsets`.
+pub(super) fn offsets(config: Config, args: OffsetsArgs) -> Result<(), Failure> {
+    beside(&config.log.clone(), offsets::run(config, args))
+}
+
+/// `dead-letters`.
+pub(super) fn dead_letters(config: Config, args: DeadLettersArgs) -> Result<(), Failure> {
+    beside(&config.log.clone(), dead_letters::run(config, args))
+}
+
+/// `state`.
+pub(super) fn state(config: Config, args: StateArgs) -> Result<(), Failure> {
+    beside(&config.log.clone(), state::run(config, args))
+}
+
+/// A verb that is over when its answer is there, whatever else still waits for a broker or the sink.
+fn beside(log: &LogSettings, verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    install_logs(log)?;
+    let runtime = runtime()?;
+    let ended = runtime.block_on(verb);
     runtime.shutdown_background();
     ended
 }

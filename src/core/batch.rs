@@ -134,6 +134,17 @@ pub struct DeadLetter {
     pub sha256: Option<[u8; 32]>,
 }
 
+/// A dead letter that was retried, in the batch that brings it in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resolved {
+    /// Who put it aside.
+    pub position_id: PositionId,
+    /// Offset.
+    pub offset: i64,
+    /// What became of it.
+    pub outcome: &'static str,
+}
+
 /// A row of `afterimage.record_lookup`: a value that a record has, or had, in a lookup field.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LookupValue {
@@ -206,6 +217,8 @@ pub struct SealedBatch {
     pub anchors: Vec<KeptRow>,
     /// Dead letters.
     pub dead: Vec<DeadLetter>,
+    /// Dead letters that this batch settles: they must be open.
+    pub resolved: Vec<Resolved>,
     /// Values of lookup fields, ascending, each once.
     pub lookups: Vec<LookupValue>,
     /// Key hashes of all records judged.

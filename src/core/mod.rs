@@ -3,10 +3,12 @@
 //! In dataflow order: [`ids`] and [`value`] are the vocabulary, [`decode`] turns a Kafka message into an
 //! [`event::Event`], [`record`] is what is known of one Salesforce record, [`order`] says whether an event
 //! comes in turn, [`judge`] what it changes (and [`front`] when there is nothing to judge), [`overlay`] and [`batch`] hold what one commit writes,
-//! [`format`] is the stored form, [`recovery`] decides what a local store is still worth.
+//! [`format`] is the stored form, [`recovery`] decides what a local store is still worth. What halts a partition: [`lineage`],
+//! [`breaker`]; what a person may do about it: [`intervention`].
 
 pub mod align;
 pub mod batch;
+pub mod breaker;
 pub mod decode;
 pub mod event;
 pub mod fold;
@@ -14,7 +16,9 @@ pub mod format;
 pub mod front;
 pub mod ids;
 pub mod image;
+pub mod intervention;
 pub mod judge;
+pub mod lineage;
 pub mod order;
 pub mod overlay;
 pub mod position;

@@ -49,6 +49,28 @@ pub enum Counter {
     RowsRetired,
 }
 
+impl Counter {
+    /// An outcome as the view `outcomes` names it; the others are no outcomes.
+    pub fn word(self) -> &'static str {
+        match self {
+            Counter::Delta => "delta",
+            Counter::Baseline => "baseline",
+            Counter::Noop | Counter::NoopStatus | Counter::NoopSystem => "noop",
+            Counter::Duplicate => "duplicate",
+            Counter::Stale => "stale",
+            Counter::Tombstone => "tombstone",
+            Counter::Ignored => "ignored",
+            Counter::Pending => "pending",
+            Counter::Dead => "dead_letter",
+            Counter::DeleteUnknown => "delete_unknown",
+            Counter::Forgotten => "forgotten",
+            Counter::Hole => "hole",
+            Counter::Gap => "gap",
+            Counter::RowsWritten | Counter::RowsCancelled | Counter::RowsErased | Counter::RowsRetired => "rows",
+        }
+    }
+}
+
 /// Number of counters of a position.
 pub const COUNTERS: usize = 19;
 

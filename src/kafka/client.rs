@@ -296,6 +296,18 @@ pub(super) fn metadata_config(settings: &KafkaSettings) -> Result<ClientConfig, 
     Ok(config)
 }
 
+/// A client that looks at single messages, in no group. It names the group all the same, since brokers may let us use no
+/// other, and never joins it or commits to it.
+pub(super) fn peek_config(settings: &KafkaSettings) -> Result<ClientConfig, KafkaError> {
+    let mut config = consumer_config(settings, 1)?;
+    // What stands there now, whoever wrote it: an aborted message is not the one that was read.
+    config.set("isolation.level", "read_uncommitted");
+    // One message each; the client asks for more where one is longer.
+    config.set("queued.min.messages", "1").set("fetch.message.max.bytes", "65536").set("fetch.wait.max.ms", "20");
+    config.remove("group.instance.id");
+    Ok(config)
+}
+
 /// A producer (demo and tests only: the product never writes to Kafka).
 pub(super) fn producer_config(settings: &KafkaSettings) -> Result<ClientConfig, KafkaError> {
     let mut config = base(settings)?;

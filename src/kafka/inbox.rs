@@ -376,7 +376,7 @@ impl Slot {
     }
 }
 
-fn fault_kind(code: Code) -> FaultKind {
+pub(super) fn fault_kind(code: Code) -> FaultKind {
     match code {
         Code::AutoOffsetReset | Code::OffsetOutOfRange => FaultKind::OutOfRange,
         Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => FaultKind::Unknown,

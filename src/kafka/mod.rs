@@ -14,6 +14,7 @@
 //! | `native.rs` | the `unsafe` corner: polling one partition's own queue, cached watermarks |
 //! | `properties.rs` | which of librdkafka's own properties there are |
 //! | `metadata.rs` | topics, partitions, watermarks, cluster id: plain questions with time-outs |
+//! | `peek.rs` | the message at an offset, without a group |
 //! | `embedded.rs` | an in-process broker and a producer, for the demo and the fast tests |
 //!
 //! # How messages travel
@@ -57,6 +58,7 @@ mod inbox;
 mod member;
 mod metadata;
 mod native;
+mod peek;
 mod properties;
 
 use std::fmt;
@@ -67,6 +69,7 @@ pub use consumer::{Consumer, ConsumerState, Holding, Ownership};
 pub use embedded::{EmbeddedBroker, Producer};
 pub use inbox::{Fault, FaultKind, Inbox, Message, Progress};
 pub use metadata::{Metadata, Topic, Watermarks};
+pub use peek::{Sight, peek};
 pub use properties::{PROPERTIES, PropertyFault, check_property};
 
 /// One partition of one topic.

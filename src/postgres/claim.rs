@@ -3,8 +3,12 @@
 //! A claim waits for the old owner's transaction (its row lock), therefore it also *knows* how that ended:
 //! claiming again is how an unknown outcome is settled (protocol D4, D8). It never waits without bound:
 //! after two seconds the blocking sessions of afterimage are ended by another connection (D5).
+//!
+//! What must not be read as things are is not claimed: a partition that is halted until a person says otherwise, and one whose
+//! log is not the one that was read before (D8, [`crate::core::lineage`]).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
@@ -13,6 +17,7 @@ use uuid::Uuid;
 
 use super::client::{ConnectError, SinkSettings, describe};
 use super::wire::Moment;
+use crate::core::lineage::{Fingerprint, WrongLog, lineage};
 use crate::core::position::{Passed, PositionId};
 
 /// A partition to claim, with what the broker says of it.
@@ -20,12 +25,16 @@ use crate::core::position::{Passed, PositionId};
 pub struct Wanted {
     /// Its topic's source row.
     pub source_id: i16,
+    /// Topic, for messages.
+    pub topic: Arc<str>,
     /// Partition.
     pub partition: i32,
     /// Earliest offset that the broker still has.
     pub earliest: i64,
     /// Its end (high watermark).
     pub end: i64,
+    /// The message that it has where [`remembered`] says that the last one was read.
+    pub found: Option<Fingerprint>,
 }
 
 /// A claim as it stands in `afterimage.claim`.
@@ -86,6 +95,28 @@ pub struct Halted {
     pub partition: i32,
     /// What is wrong and what to do.
     pub reason: String,
+}
+
+/// The offset of the last message that was read of each of these (source, partition): where the broker's log is to be
+/// looked at before it is claimed. Partitions of which nothing was read are missing, and those that stay halted.
+///
+/// # Errors
+/// When the query fails.
+pub async fn remembered(
+    client: &Client,
+    places: &[(i16, i32)],
+) -> Result<BTreeMap<(i16, i32), i64>, tokio_postgres::Error> {
+    let (sources, partitions): (Vec<i16>, Vec<i32>) = places.iter().copied().unzip();
+    let rows = client
+        .query_typed(
+            "SELECT p.source_id, p.partition, p.last_offset FROM afterimage.position p \
+             JOIN unnest($1::smallint[], $2::int[]) AS w(source_id, partition) \
+               ON w.source_id = p.source_id AND w.partition = p.partition \
+             WHERE p.live AND NOT p.halt_stays AND p.last_offset IS NOT NULL AND p.last_hash IS NOT NULL",
+            &[(&sources, Type::INT2_ARRAY), (&partitions, Type::INT4_ARRAY)],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?))).collect()
 }
 
 /// Who claims.
@@ -161,7 +192,8 @@ async fn lock(
     let partitions: Vec<i32> = wanted.iter().map(|one| one.partition).collect();
     transaction
         .query_typed(
-            "SELECT p.position_id, p.source_id, p.partition, p.next FROM afterimage.position p \
+            "SELECT p.position_id, p.source_id, p.partition, p.next, p.last_offset, p.last_ts, p.last_hash, p.halt, \
+               p.halt_stays FROM afterimage.position p \
              JOIN unnest($1::smallint[], $2::int[]) AS w(source_id, partition) \
                ON w.source_id = p.source_id AND w.partition = p.partition \
              WHERE p.live ORDER BY p.position_id FOR NO KEY UPDATE OF p",
@@ -188,8 +220,10 @@ async fn try_claim(
     // A partition seen for the first time starts where the broker's log starts: coverage begins there.
     transaction
         .execute_typed(
-            "INSERT INTO afterimage.position (source_id, partition, first_next, next) \
-             SELECT w.source_id, w.partition, w.earliest, w.earliest \
+            "INSERT INTO afterimage.position (source_id, partition, incarnation, first_next, next) \
+             SELECT w.source_id, w.partition, \
+               (SELECT coalesce(max(q.incarnation) + 1, 0) FROM afterimage.position q \
+                WHERE q.source_id = w.source_id AND q.partition = w.partition), w.earliest, w.earliest \
              FROM unnest($1::smallint[], $2::int[], $3::bigint[]) AS w(source_id, partition, earliest) \
              WHERE NOT EXISTS (SELECT 1 FROM afterimage.position p \
                                WHERE p.source_id = w.source_id AND p.partition = w.partition AND p.live) \
@@ -204,16 +238,27 @@ async fn try_claim(
         let (position_id, next): (PositionId, i64) = (row.try_get(0)?, row.try_get(3)?);
         let place: (i16, i32) = (row.try_get(1)?, row.try_get(2)?);
         let Some(broker) = by_place.get(&place) else { continue };
-        if next > broker.end {
-            halted.push(Halted {
-                source_id: place.0,
+        let (noted, stays): (Option<String>, bool) = (row.try_get(7)?, row.try_get(8)?);
+        if stays {
+            let reason = noted.unwrap_or_default();
+            halted.push(Halted { source_id: place.0, partition: place.1, reason });
+            continue;
+        }
+        let last = last_message(&row)?;
+        let found = lineage(next, broker.end, last, broker.found);
+        if found.halts() {
+            let wrong = WrongLog {
+                topic: &broker.topic,
                 partition: place.1,
-                reason: format!(
-                    "the sink has read up to offset {next}, but the broker's log ends at {}: the topic was created anew \
-                     or cut; nothing is read from it until that is settled",
-                    broker.end
-                ),
-            });
+                next,
+                last_offset: last.map(|last| last.offset),
+                lineage: found,
+            };
+            let reason = wrong.to_string();
+            if noted.as_deref() != Some(&reason) {
+                note_halt(&transaction, position_id, &reason, false).await?;
+            }
+            halted.push(Halted { source_id: place.0, partition: place.1, reason });
             continue;
         }
         if broker.earliest > next {
@@ -239,7 +284,7 @@ async fn try_claim(
     }
     let rows = transaction
         .query_typed(
-            "UPDATE afterimage.position SET epoch = epoch + 1 WHERE position_id = ANY($1) \
+            "UPDATE afterimage.position SET epoch = epoch + 1, halted_at = NULL, halt = NULL WHERE position_id = ANY($1) \
              RETURNING position_id, source_id, partition, epoch, next, inval_seq, source_at, source_lsn, \
                (SELECT min(i.seq) FROM afterimage.invalidation i WHERE i.position_id = position.position_id)",
             &[(&ours, Type::INT4_ARRAY)],
@@ -277,6 +322,57 @@ async fn try_claim(
 #[cfg(feature = "failpoints")]
 fn made() -> ClaimError {
     ClaimError::Connect(ConnectError::Settings("a failpoint".into()))
+}
+
+/// The fingerprint of the last message that was read, from a row of [`lock`].
+fn last_message(row: &tokio_postgres::Row) -> Result<Option<Fingerprint>, tokio_postgres::Error> {
+    let (offset, hash): (Option<i64>, Option<i64>) = (row.try_get(4)?, row.try_get(6)?);
+    let at: Option<Moment> = row.try_get(5)?;
+    let timestamp_ms = at.map(|at| at.0.div_euclid(1000));
+    Ok(offset.zip(hash).map(|(offset, hash)| Fingerprint { offset, timestamp_ms, hash }))
+}
+
+/// Leaves it with a position why it is not read. `stays`: until a person lifts it.
+async fn note_halt<C: tokio_postgres::GenericClient>(
+    client: &C,
+    position_id: PositionId,
+    reason: &str,
+    stays: bool,
+) -> Result<(), tokio_postgres::Error> {
+    client
+        .execute_typed(
+            "UPDATE afterimage.position SET halted_at = coalesce(halted_at, clock_timestamp()), halt = $2, halt_stays = $3 \
+             WHERE position_id = $1",
+            &[(&position_id, Type::INT4), (&reason, Type::TEXT), (&stays, Type::BOOL)],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Halts a position that is held under this epoch and stands at this offset, until a person lifts it; whether it was so.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn halt(
+    client: &mut Client,
+    position_id: PositionId,
+    (epoch, next): (i64, i64),
+    reason: &str,
+) -> Result<bool, tokio_postgres::Error> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10s'").await?;
+    let held = transaction
+        .query_typed(
+            "SELECT 1 FROM afterimage.position WHERE position_id = $1 AND epoch = $2 AND next = $3 FOR NO KEY UPDATE",
+            &[(&position_id, Type::INT4), (&epoch, Type::INT8), (&next, Type::INT8)],
+        )
+        .await?;
+    if held.is_empty() {
+        return Ok(false);
+    }
+    note_halt(&transaction, position_id, reason, true).await?;
+    transaction.commit().await?;
+    Ok(true)
 }
 
 /// Leaves the claim rows and reads the older ones, which tell a local store's lineage (D14).

@@ -44,6 +44,7 @@ const MIGRATIONS: &[Migration] = migrations![
     9 "0009_short_stamps",
     10 "0010_owners",
     11 "0011_anchors",
+    12 "0012_operator",
     13 "0013_workers",
 ];
 

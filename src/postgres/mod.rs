@@ -4,14 +4,16 @@
 //! fields, [`search`] keeps typed views and lookup fields, [`claim`] takes partitions over with a new epoch,
 //! [`lookup`] reads records and keys through, [`splice`] puts late events in their place, [`source`] looks at the captured
 //! database, [`commit`] writes sealed batches and moves positions in one transaction, [`status`] tells where things stand,
-//! [`vigil`] whether a server process that works for long is alive.
+//! [`vigil`] whether a server process that works for long is alive; [`operator`] and [`dead_letters`] are what a person does.
 
 pub mod claim;
 pub mod client;
 pub mod commit;
+pub mod dead_letters;
 mod kept;
 pub mod lookup;
 pub mod migrate;
+pub mod operator;
 pub mod registry;
 pub mod search;
 mod settle;

@@ -21,8 +21,9 @@ pub enum RegistryError {
     Query(#[from] tokio_postgres::Error),
     /// Another deployment feeds this sink from the same topic.
     #[error(
-        "topic {topic} is held by group {group} on cluster {cluster}: two deployments must not feed one sink from one \
-         topic; use that group, or another sink"
+        "topic {topic} is held by group {group} on cluster {cluster} since {since}: two deployments must not feed one sink from \
+         one topic; use that group, or another sink, or, if this deployment takes the topic over, `afterimage offsets adopt \
+         {topic}`"
     )]
     Held {
         /// Topic.
@@ -31,6 +32,8 @@ pub enum RegistryError {
         group: String,
         /// The cluster it reads.
         cluster: String,
+        /// Since when, by the sink's clock.
+        since: String,
     },
     /// The topic was declared for another org or object before.
     #[error("topic {topic} was recorded as {before} before, now it is declared as {now}: its history would be mixed")]
@@ -162,7 +165,8 @@ async fn source(
         .await?;
     let found = transaction
         .query_typed(
-            "SELECT source_id, org_id, object_id, cluster_id, group_id \
+            "SELECT source_id, org_id, object_id, cluster_id, group_id, \
+               to_char(since AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') \
              FROM afterimage.source WHERE name = $1",
             &[(&declared.topic, Type::TEXT)],
         )
@@ -184,6 +188,7 @@ async fn source(
                     topic: declared.topic.clone(),
                     group: its_group,
                     cluster: its_cluster,
+                    since: row.try_get(5)?,
                 });
             }
             row.try_get(0)?

@@ -5,7 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::commit::{CommitError, Committed, history};
 use super::wire::Moment;
-use crate::core::batch::{RegistryChange, SealedBatch};
+use crate::core::batch::{RegistryChange, Resolved, SealedBatch};
 use crate::core::format::{self, Header, VersionOp};
 
 /// Everything that changes rows in place, sorted by key.
@@ -41,7 +41,31 @@ pub(super) async fn settle(transaction: &Transaction<'_>, batch: &SealedBatch) -
     history(transaction, "keyframe", batch.keyframes_after.iter()).await?;
     registry(transaction, &batch.registry).await?;
     lookups(transaction, batch).await?;
-    keys(transaction, batch).await
+    keys(transaction, batch).await?;
+    resolve(transaction, &batch.resolved).await
+}
+
+/// Dead letters that were retried. One that somebody else has settled meanwhile is not brought in a second time.
+async fn resolve(transaction: &Transaction<'_>, resolved: &[Resolved]) -> Result<(), CommitError> {
+    if resolved.is_empty() {
+        return Ok(());
+    }
+    let positions: Vec<i32> = resolved.iter().map(|one| one.position_id).collect();
+    let offsets: Vec<i64> = resolved.iter().map(|one| one.offset).collect();
+    let outcomes: Vec<&str> = resolved.iter().map(|one| one.outcome).collect();
+    let done = transaction
+        .execute_typed(
+            "UPDATE afterimage.dead_letter d SET resolved_at = clock_timestamp(), outcome = r.outcome \
+             FROM unnest($1::int[], $2::bigint[], $3::text[]) AS r(position_id, \"offset\", outcome) \
+             WHERE d.position_id = r.position_id AND d.\"offset\" = r.\"offset\" AND d.resolved_at IS NULL",
+            &[(&positions, Type::INT4_ARRAY), (&offsets, Type::INT8_ARRAY), (&outcomes, Type::TEXT_ARRAY)],
+        )
+        .await?;
+    if done != resolved.len() as u64 {
+        let reason = "dead letters were settled by somebody else meanwhile".to_string();
+        return Err(CommitError::Rewind { reason, known: Committed::default() });
+    }
+    Ok(())
 }
 
 /// Values of lookup fields. One that a record had before is there already.

@@ -167,6 +167,8 @@ pub struct PartitionStatus {
     pub committed_at: Option<Micros>,
     /// The sink's clock.
     pub now: Micros,
+    /// Since when it is halted, and why.
+    pub halt: Option<(Micros, String)>,
     /// What became of the messages, in the order of [`OUTCOMES`].
     pub outcomes: [i64; OUTCOMES.len()],
 }
@@ -206,7 +208,8 @@ pub async fn partitions(
                             AND w.seen_at > clock_timestamp() - interval '10 seconds'), \
                p.epoch, p.first_next, p.next, p.source_at, p.committed_at, clock_timestamp(), \
                ARRAY[p.c_delta, p.c_baseline, p.c_noop + p.c_noop_status + p.c_noop_system, p.c_duplicate, p.c_stale, \
-                     p.c_tombstone, p.c_ignored, p.c_pending, p.c_dead, p.c_delete_unknown, p.c_forgotten, p.c_hole, p.c_gap] \
+                     p.c_tombstone, p.c_ignored, p.c_pending, p.c_dead, p.c_delete_unknown, p.c_forgotten, p.c_hole, p.c_gap], \
+               p.halted_at, p.halt \
              FROM afterimage.position p \
              JOIN afterimage.source s ON s.source_id = p.source_id \
              LEFT JOIN afterimage.org o ON o.org_id = s.org_id \
@@ -222,6 +225,7 @@ pub async fn partitions(
             let (source_at, committed_at): (Option<Moment>, Option<Moment>) = (row.try_get(9)?, row.try_get(10)?);
             let now: Moment = row.try_get(11)?;
             let counts: Vec<i64> = row.try_get(12)?;
+            let (halted_at, halt): (Option<Moment>, Option<String>) = (row.try_get(13)?, row.try_get(14)?);
             let mut outcomes = [0; OUTCOMES.len()];
             outcomes.iter_mut().zip(counts).for_each(|(to, from)| *to = from);
             Ok(PartitionStatus {
@@ -237,6 +241,7 @@ pub async fn partitions(
                 source_at: source_at.map(|at| at.0),
                 committed_at: committed_at.map(|at| at.0),
                 now: now.0,
+                halt: halted_at.map(|at| (at.0, halt.unwrap_or_default())),
                 outcomes,
             })
         })

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
 use sha2::{Digest, Sha256};
-use xxhash_rust::xxh3::Xxh3;
 
 use super::group::{Ended, Group};
 use super::task::Task;
@@ -17,6 +16,7 @@ use crate::core::batch::{DEAD_LETTER_BYTES, DeadLetter};
 use crate::core::decode::{DecodeError, Decoded, Decoder, Envelope, Peek};
 use crate::core::event::{Event, Micros, Op};
 use crate::core::judge::{Arrival, Judge, Need, believable};
+use crate::core::lineage::message_hash;
 use crate::core::position::{Counter, PositionId};
 use crate::kafka::Message;
 use crate::postgres::client::describe;
@@ -87,6 +87,7 @@ impl Group {
         }
         let foreign = self.set_foreign_apart(&mut arrived);
         let mut arrived = if catching_up { self.forget_passed(arrived)? } else { arrived };
+        let flooded = self.set_floods_apart(&mut arrived);
         self.note_fields(&arrived, &new_columns)?;
         self.prefetch(arrived.iter().map(AsRef::as_ref))?;
         for one in &mut arrived {
@@ -96,7 +97,7 @@ impl Group {
         self.note_troubles()?;
         self.overlay.forget_clean();
         self.halt(foreign);
-        Ok(())
+        self.halt_floods(flooded)
     }
 
     fn seems_to_repeat(&self, one: &Arrived) -> bool {
@@ -248,7 +249,7 @@ impl Group {
     // ---- looking up -------------------------------------------------------------------------------------
 
     /// Runs a question to the sink, reconnecting as long as it takes.
-    fn ask<T, E: Into<LookupError>>(
+    pub(super) fn ask<T, E: Into<LookupError>>(
         &mut self,
         question: impl AsyncFn(&mut crate::postgres::Client) -> Result<T, E>,
     ) -> Result<T, Ended> {
@@ -480,7 +481,8 @@ impl Group {
             let last =
                 |one: &&Box<Arrived>| one.message.partition == task.partition && one.message.offset + 1 == task.read;
             if let Some(one) = arrived.iter().rev().find(last) {
-                let last = (one.message.offset, one.message.timestamp_ms, fingerprint(&one.message));
+                let hash = message_hash(one.message.key(), one.message.payload());
+                let last = (one.message.offset, one.message.timestamp_ms, hash);
                 self.open.progress(task.position_id, last, task.passed);
             }
         }
@@ -537,20 +539,4 @@ fn dead_letter(position_id: PositionId, message: &Message, error: &DecodeError) 
         value: whole.map(|value| value[..value.len().min(DEAD_LETTER_BYTES)].to_vec()),
         sha256: whole.filter(|_| cut).map(|value| Sha256::digest(value).into()),
     }
-}
-
-/// XXH3-64 over key and value with their lengths (`0xFFFFFFFF` = null): recognises the last message of a position
-/// after a topic was made anew (protocol D8).
-fn fingerprint(message: &Message) -> i64 {
-    let mut hash = Xxh3::new();
-    for part in [message.key(), message.payload()] {
-        match part {
-            Some(bytes) => {
-                hash.update(&u32::try_from(bytes.len()).unwrap_or(u32::MAX - 1).to_be_bytes());
-                hash.update(bytes);
-            }
-            None => hash.update(&u32::MAX.to_be_bytes()),
-        }
-    }
-    hash.digest() as i64
 }

@@ -38,6 +38,7 @@ use super::settle::REST;
 use super::tally::count_messages;
 use super::task::Task;
 use super::views::Views;
+use super::watch::Logs;
 use crate::core::batch::{OpenBatch, SealedBatch};
 use crate::core::decode::Decoder;
 use crate::core::event::Micros;
@@ -92,6 +93,8 @@ pub enum Command {
         /// Answered when nothing of them is in hand.
         done: mpsc::SyncSender<()>,
     },
+    /// Give a partition up and have it claimed again: its log is another.
+    Reclaim(i32),
     /// Commit what is in hand, then end the thread.
     Stop,
 }
@@ -130,6 +133,8 @@ pub struct Parts {
     pub databases: Databases,
     /// Keeps in step with other workers on this topic.
     pub align: Align,
+    /// What the logs are known by.
+    pub logs: Logs,
     /// Tells that this thread moves.
     pub beat: Beat,
     /// For database calls from this thread.
@@ -250,6 +255,10 @@ impl Group {
                     self.revoked(&partitions, lost);
                     let _ = done.send(());
                 }
+                Ok(Command::Reclaim(partition)) if self.tasks.contains_key(&partition) => {
+                    self.close_and_rest(&[partition], Duration::ZERO);
+                }
+                Ok(Command::Reclaim(_)) => {}
                 Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
                     self.stopping = true;
                     return;

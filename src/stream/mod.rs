@@ -14,11 +14,15 @@
 //! | `dictionary.rs` | columns and field numbers |
 //! | `images.rs` | records in the local store |
 //! | `databases.rs` | that one org is fed by one database |
+//! | `flood.rs` | halts a partition that can't be decoded |
 //! | `committer.rs` | sealed batches to Postgres |
 //! | `settle.rs` | what follows from a commit's outcome |
 //! | `late.rs` | late events into their place |
 //! | `tally.rs` | metrics of a batch |
 //! | `views.rs` | typed views and lookups, beside the stream |
+//! | `watch.rs` | whether a log is still the one that is being read |
+//! | `checkup.rs` | an image store at rest, compared with the sink |
+//! | `retry.rs` | dead letters, once more |
 //!
 //! What is true after a crash between any two steps:
 //!
@@ -31,21 +35,25 @@
 
 mod align;
 mod applying;
+pub mod checkup;
 mod chunk;
 mod committer;
 mod databases;
 mod dictionary;
+mod flood;
 mod group;
 mod images;
 mod late;
 mod merge;
 mod ownership;
+pub mod retry;
 mod settle;
 mod tally;
 mod task;
 mod topics;
 mod upkeep;
 mod views;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
@@ -72,6 +80,7 @@ use images::Images;
 use ownership::Claims;
 use topics::Topics;
 use views::Views;
+use watch::Logs;
 
 pub use group::BatchLimits;
 
@@ -181,6 +190,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         limits: settings.limits,
         front_memory: settings.front_memory / settings.topics.len().max(1),
         databases: Databases::default(),
+        logs: Logs::default(),
         boards: Boards::default(),
         health: settings.health.clone(),
         ended,
@@ -196,6 +206,8 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         claimant: Claimant { worker: settings.sink.worker.clone(), config_hash: settings.config_hash },
         images: images.clone(),
         metadata,
+        kafka: settings.kafka.clone(),
+        logs: topics.logs.clone(),
         runtime: Handle::current(),
         failed: Mutex::new(Some(failed)),
         halted: Mutex::default(),
@@ -208,6 +220,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     let process = Uuid::new_v4();
     let mut beside = vec![
         tokio::spawn(align::watch(topics.boards.clone(), settings.kafka.clone(), settings.sink.clone())),
+        tokio::spawn(watch::watch(topics.logs.clone(), Arc::clone(&claims))),
         tokio::spawn(upkeep::look_at_sink(settings.sink.clone(), settings.health.clone(), topics.boards.clone())),
         tokio::spawn(upkeep::tell(
             settings.health.clone(),

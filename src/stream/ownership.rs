@@ -12,10 +12,12 @@ use uuid::Uuid;
 use super::group::{Command, InboxCell};
 use super::images::Images;
 use super::task::Task;
+use super::watch::Logs;
+use crate::core::lineage::{Fingerprint, message_hash};
 use crate::core::recovery::{self, Recovery, SinkFacts, recover};
-use crate::kafka::{KafkaError, Metadata, Ownership, TopicPartition};
-use crate::postgres::claim::{Claim, Claimant, Wanted, claim};
-use crate::postgres::client::SinkSettings;
+use crate::kafka::{KafkaError, KafkaSettings, Metadata, Ownership, TopicPartition, Watermarks, peek};
+use crate::postgres::claim::{Claim, Claimant, Wanted, claim, remembered};
+use crate::postgres::client::{SinkSettings, describe};
 use crate::postgres::commit::invalidated_since;
 use crate::telemetry::names;
 
@@ -25,6 +27,8 @@ const CLAIM_TIME: Duration = Duration::from_secs(8);
 const REVOKE_TIME: Duration = Duration::from_secs(2);
 /// Broker questions within a claim.
 const BROKER_TIME: Duration = Duration::from_secs(4);
+/// So long it may take to see the messages that were read last. Whoever does not show theirs is not claimed yet.
+const PEEK_TIME: Duration = Duration::from_secs(3);
 
 /// A partition that stays halted is told again after this long, then after twice as long …
 const TELL_AGAIN: Duration = Duration::from_secs(10);
@@ -56,6 +60,10 @@ pub struct Claims {
     pub images: Images,
     /// Broker questions.
     pub metadata: Metadata,
+    /// How to reach the brokers.
+    pub kafka: KafkaSettings,
+    /// What is read, and what the logs are known by.
+    pub logs: Logs,
     /// For database calls from the consumer's thread.
     pub runtime: Handle,
     /// Where a fatal client error goes.
@@ -89,16 +97,7 @@ impl Halt {
 impl Claims {
     fn claim_all(&self, partitions: &[TopicPartition]) -> Result<Vec<(TopicPartition, i64)>, String> {
         let watermarks = self.metadata.watermarks(partitions, BROKER_TIME).map_err(|error| error.to_string())?;
-        let mut wanted = Vec::with_capacity(watermarks.len());
-        for (of, marks) in &watermarks {
-            let Some(side) = self.side(&of.topic) else { continue };
-            wanted.push(Wanted {
-                source_id: side.source_id,
-                partition: of.partition,
-                earliest: marks.low,
-                end: marks.high,
-            });
-        }
+        let wanted = self.look_at_logs(&watermarks)?;
         let claimed = self
             .runtime
             .block_on(async { tokio::time::timeout(CLAIM_TIME, claim(&self.sink, &self.claimant, &wanted)).await });
@@ -119,6 +118,8 @@ impl Claims {
                 tracing::error!(topic = %topic, partition = claim.partition, from, to, "gap: offsets were gone before they were read");
             }
             let start = self.prepare_store(claim, earliest)?;
+            let found = wanted.iter().find(|one| (one.source_id, one.partition) == (claim.source_id, claim.partition));
+            self.logs.claimed(of.clone(), claim.position_id, claim.epoch, found.and_then(|one| one.found));
             tasks.entry(topic).or_default().push(Task::new(claim, start));
             starts.push((of, start));
         }
@@ -131,6 +132,51 @@ impl Claims {
         Ok(starts)
     }
 
+    /// What the broker has of each partition: its range, and the message where the last one was read. Partitions that do
+    /// not show theirs in time are left out.
+    fn look_at_logs(&self, watermarks: &[(TopicPartition, Watermarks)]) -> Result<Vec<Wanted>, String> {
+        let sides: Vec<_> =
+            watermarks.iter().filter_map(|(of, marks)| Some((of, marks, self.side(&of.topic)?.source_id))).collect();
+        let places: Vec<(i16, i32)> = sides.iter().map(|(of, _, source_id)| (*source_id, of.partition)).collect();
+        let asked = async {
+            let client = self.sink.connect().await.map_err(|error| error.to_string())?;
+            remembered(&client, &places).await.map_err(|error| describe(&error))
+        };
+        let known = self.runtime.block_on(async { tokio::time::timeout(CLAIM_TIME, asked).await });
+        let known = known.map_err(|_| "the sink does not answer".to_string())??;
+        let mut look_at = Vec::with_capacity(known.len());
+        for (of, marks, source_id) in &sides {
+            if let Some(offset) = known.get(&(*source_id, of.partition))
+                && (marks.low..marks.high).contains(offset)
+            {
+                look_at.push(((*of).clone(), *offset));
+            }
+        }
+        let seen = peek(&self.kafka, &look_at, PEEK_TIME, |(offset, timestamp_ms, key, value)| Fingerprint {
+            offset,
+            timestamp_ms,
+            hash: message_hash(key, value),
+        });
+        let seen = seen.map_err(|error| error.to_string())?;
+        let mut wanted = Vec::with_capacity(sides.len());
+        for (of, marks, source_id) in sides {
+            let found = seen.get(of).copied();
+            if found.is_none() && look_at.iter().any(|(asked, _)| asked == of) {
+                tracing::warn!(topic = %of.topic, partition = of.partition, "the broker does not show the message that was read last; asking again");
+                continue;
+            }
+            wanted.push(Wanted {
+                source_id,
+                topic: Arc::clone(&of.topic),
+                partition: of.partition,
+                earliest: marks.low,
+                end: marks.high,
+                found: found.flatten(),
+            });
+        }
+        Ok(wanted)
+    }
+
     fn topic_of(&self, source_id: i16) -> Option<Arc<str>> {
         let topics = self.topics.read().unwrap_or_else(PoisonError::into_inner);
         topics.iter().find(|(_, side)| side.source_id == source_id).map(|(topic, _)| Arc::clone(topic))
@@ -138,6 +184,14 @@ impl Claims {
 
     fn side(&self, topic: &str) -> Option<TopicSide> {
         self.topics.read().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
+    }
+
+    /// Asks something of a topic's group.
+    pub fn command(&self, topic: &str, command: Command) {
+        if let Some(side) = self.side(topic) {
+            let _ = side.commands.send(command);
+            side.wake();
+        }
     }
 
     /// More topics.
@@ -250,6 +304,7 @@ impl Ownership for Claims {
             by_topic.entry(Arc::clone(&of.topic)).or_default().push(of.partition);
         }
         self.halted.lock().unwrap_or_else(PoisonError::into_inner).retain(|of, _| !partitions.contains(of));
+        self.logs.gone(partitions);
         let mut answers = Vec::new();
         for (topic, partitions) in by_topic {
             let Some(side) = self.side(&topic) else { continue };

@@ -11,6 +11,7 @@ use super::committer::pause_after;
 use super::group::{Command, Group, Parts};
 use super::tally::{count_outcomes, count_versions};
 use crate::core::batch::{OpenBatch, SealedBatch};
+use crate::core::lineage::Fingerprint;
 use crate::core::position::PositionId;
 use crate::core::record::key_hash;
 use crate::kafka::TopicPartition;
@@ -98,6 +99,8 @@ impl Group {
                         self.tasks.retain(|partition, _| !partitions.contains(partition));
                         let _ = done.send(());
                     }
+                    // It is fenced off: its next commit fails, and has it claimed again.
+                    Ok(Command::Reclaim(_)) => {}
                     Ok(Command::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => self.stopping = true,
                     Err(mpsc::RecvTimeoutError::Timeout) => {}
                 }
@@ -146,7 +149,11 @@ impl Group {
             };
             task.next = advance.to;
             task.committed_passed = advance.passed;
-            offsets.push((TopicPartition::new(Arc::clone(&self.parts.topic), task.partition), advance.to));
+            let of = TopicPartition::new(Arc::clone(&self.parts.topic), task.partition);
+            if let Some((offset, timestamp_ms, hash)) = advance.last {
+                self.parts.logs.committed(&of, advance.epoch, Fingerprint { offset, timestamp_ms, hash });
+            }
+            offsets.push((of, advance.to));
             count_outcomes(&self.parts.topic, &advance.counters);
         }
         for task in self.tasks.values_mut() {

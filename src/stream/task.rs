@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::chunk::Arrived;
 use super::merge::Lane;
 use crate::core::batch::Advance;
+use crate::core::breaker::Breaker;
 use crate::core::event::{Lsn, Micros};
 use crate::core::position::{Counters, Passed, PositionId};
 use crate::kafka::Progress;
@@ -49,6 +50,8 @@ pub struct Task {
     pub silent_since: Option<Instant>,
     /// It was waited for in vain; it is not waited for again before it delivers.
     pub left_behind: bool,
+    /// Counts what could not be decoded.
+    pub breaker: Breaker,
 }
 
 impl Task {
@@ -71,6 +74,7 @@ impl Task {
             delivered: false,
             silent_since: None,
             left_behind: false,
+            breaker: Breaker::default(),
         }
     }
 

@@ -16,6 +16,7 @@ use super::group::{BatchLimits, Command, Group, InboxCell, Parts};
 use super::images::Images;
 use super::ownership::{Claims, TopicSide};
 use super::views::Views;
+use super::watch::Logs;
 use super::{RunError, TopicMapping, TopicPlan};
 use crate::core::decode::{Decoder, ResolvedIdentity};
 use crate::core::judge::ObjectFacts;
@@ -38,6 +39,7 @@ pub(super) struct Topics {
     /// Bytes for the hash front of each topic.
     pub front_memory: usize,
     pub databases: Databases,
+    pub logs: Logs,
     pub boards: Boards,
     pub health: Health,
     /// Tells which topic's thread has ended.
@@ -154,6 +156,7 @@ impl Topics {
                 front_memory: self.front_memory,
                 databases: Arc::clone(&self.databases),
                 align: Align::new(one.board, &self.boards),
+                logs: self.logs.clone(),
                 beat: self.health.beat(format!("topic {name}")),
                 runtime: Handle::current(),
             };

@@ -61,6 +61,22 @@ impl RecordKey {
         RecordKey(bytes.into())
     }
 
+    /// Which object it is of.
+    pub fn object_id(&self) -> i16 {
+        i16::from_be_bytes([self.0[PREFIX_BYTES + 1], self.0[PREFIX_BYTES + 2]])
+    }
+
+    /// The identity of an image, or the row key.
+    pub fn last(&self) -> &[u8] {
+        &self.0[HEAD_BYTES..]
+    }
+
+    /// A stored key of an image, as it was stored; `None` if it is none.
+    pub(crate) fn stored_image(bytes: &[u8]) -> Option<RecordKey> {
+        let is_image = bytes.len() >= HEAD_BYTES && bytes[PREFIX_BYTES] == Kind::Image as u8;
+        is_image.then(|| RecordKey(bytes.into()))
+    }
+
     pub(crate) fn position(&self) -> PositionId {
         position_of(&self.0).expect("a record key starts with its position")
     }
@@ -74,6 +90,11 @@ impl std::fmt::Debug for RecordKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.0.escape_ascii())
     }
+}
+
+/// First key of a position's images, and the first after them.
+pub(crate) fn images(position: PositionId) -> (/* from */ [u8; PREFIX_BYTES + 1], /* to */ [u8; PREFIX_BYTES + 1]) {
+    (with_byte(position, Kind::Image as u8), with_byte(position, Kind::RowKey as u8))
 }
 
 pub(crate) fn mark_key(position: PositionId) -> [u8; PREFIX_BYTES + 1] {
@@ -115,7 +136,13 @@ mod tests {
             assert!(inside(&mark_key(PositionId(position))));
             for last in [&b""[..], b"a", &[0xff; 40]] {
                 for object in [0, i16::MAX, -1] {
-                    assert!(inside(RecordKey::image(PositionId(position), object, last).as_bytes()));
+                    let image = RecordKey::image(PositionId(position), object, last);
+                    assert!(inside(image.as_bytes()));
+                    assert_eq!((image.object_id(), image.last()), (object, last));
+                    assert_eq!(RecordKey::stored_image(image.as_bytes()), Some(image.clone()));
+                    let (from, to) = images(PositionId(position));
+                    assert!(from[..] <= *image.as_bytes() && *image.as_bytes() < to[..]);
+                    assert!(*RecordKey::row_key(PositionId(position), object, last).as_bytes() >= to[..]);
                     assert!(inside(RecordKey::row_key(PositionId(position), object, last).as_bytes()));
                     for other in [position - 1, position.wrapping_add(1)] {
                         assert!(!inside(RecordKey::image(PositionId(other), object, last).as_bytes()));

@@ -33,4 +33,4 @@ pub use directory::wipe;
 pub use error::StateError;
 pub use layout::{FORMAT, PositionId, RecordKey};
 pub use options::StateOptions;
-pub use store::{Stats, Store};
+pub use store::{Contents, Stats, Store};

@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, MutexGuard, OnceLock},
 };
 
-use rocksdb::{DB, ReadOptions, properties};
+use rocksdb::{DB, DBRawIterator, ReadOptions, properties};
 
 use crate::{Mark, PositionId, RecordKey, StateError, StateOptions, WriteBatch, directory::Directory, layout, options};
 
@@ -39,6 +39,17 @@ pub struct Stats {
     pub memory_capacity: u64,
     /// Bytes that compaction has yet to rewrite; a number that only rises means that the disk can't keep up.
     pub compaction_debt_bytes: u64,
+}
+
+/// What the store holds of one position; exact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Contents {
+    /// Images.
+    pub images: u64,
+    /// Row keys.
+    pub row_keys: u64,
+    /// Bytes of all keys and values, as they are before compression.
+    pub bytes: u64,
 }
 
 /// Keys per call of RocksDB's batched read: bounds the blocks that one call pins.
@@ -106,6 +117,58 @@ impl Store {
             }
         }
         Ok(values)
+    }
+
+    /// What the store holds of a position. Reads all of it.
+    ///
+    /// # Errors
+    /// [`StateError::Poisoned`], [`StateError::Corrupted`], [`StateError::Engine`].
+    pub fn contents(&self, position: PositionId) -> Result<Contents, StateError> {
+        self.refuse_if_poisoned()?;
+        let (from, to) = layout::range(position);
+        let mut contents = Contents::default();
+        let mut keys = self.range(from, to);
+        while let Some((key, value)) = keys.item() {
+            contents.bytes += (key.len() + value.len()) as u64;
+            if RecordKey::stored_image(key).is_some() {
+                contents.images += 1;
+            } else if key != layout::mark_key(position) {
+                contents.row_keys += 1;
+            }
+            keys.next();
+        }
+        keys.status().map_err(|error| StateError::engine("read", &self.images, error))?;
+        Ok(contents)
+    }
+
+    /// At most `limit` images of a position in the order of their keys, those after `after`.
+    ///
+    /// # Errors
+    /// [`StateError::Poisoned`], [`StateError::Corrupted`], [`StateError::Engine`].
+    pub fn images(
+        &self,
+        position: PositionId,
+        after: Option<&RecordKey>,
+        limit: usize,
+    ) -> Result<Vec<(RecordKey, Vec<u8>)>, StateError> {
+        self.refuse_if_poisoned()?;
+        let (from, to) = layout::images(position);
+        let mut keys = self.range(from, to);
+        if let Some(after) = after {
+            keys.seek(after.as_bytes());
+            if keys.key() == Some(after.as_bytes()) {
+                keys.next();
+            }
+        }
+        let mut found = Vec::new();
+        while found.len() < limit
+            && let Some((key, value)) = keys.item()
+        {
+            found.extend(RecordKey::stored_image(key).map(|key| (key, value.to_vec())));
+            keys.next();
+        }
+        keys.status().map_err(|error| StateError::engine("read", &self.images, error))?;
+        Ok(found)
     }
 
     /// Write a batch, whole or not at all. It survives the end of this process from here on, kill -9 included;
@@ -177,13 +240,19 @@ impl Store {
     }
 
     fn is_empty(&self, from: [u8; 5], to: [u8; 5]) -> Result<bool, StateError> {
+        let keys = self.range(from, to);
+        let empty = !keys.valid();
+        keys.status().map_err(|error| StateError::engine("read", &self.images, error))?;
+        Ok(empty)
+    }
+
+    /// Stands at the first key of a range, and ends with it.
+    fn range(&self, from: [u8; 5], to: [u8; 5]) -> DBRawIterator<'_> {
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(to);
         let mut keys = self.db.raw_iterator_opt(options);
         keys.seek(from);
-        let empty = !keys.valid();
-        keys.status().map_err(|error| StateError::engine("read", &self.images, error))?;
-        Ok(empty)
+        keys
     }
 
     /// The only write. After a failure nobody knows whether the log has it, so nothing may be built on either

@@ -138,7 +138,14 @@ impl Sink for Door {
 impl Shared for Door {
     fn claim(&mut self, partition: i32) -> PositionId {
         let claimant = Claimant { worker: self.settings.worker.clone(), config_hash: Vec::new() };
-        let wanted = [Wanted { source_id: self.ids.0, partition, earliest: 0, end: i64::MAX }];
+        let wanted = [Wanted {
+            source_id: self.ids.0,
+            topic: "calm.emea.account".into(),
+            partition,
+            earliest: 0,
+            end: i64::MAX,
+            found: None,
+        }];
         let (claims, halted) = self.runtime.block_on(claim(&self.settings, &claimant, &wanted)).unwrap();
         assert!(halted.is_empty(), "{halted:?}");
         let claim = &claims[0];
@@ -221,7 +228,7 @@ impl Shared for Door {
                 };
                 Outcome::Fenced(self.held.iter().filter_map(of).collect())
             }
-            Err(CommitError::Unknown(_)) => Outcome::Unknown,
+            Err(CommitError::Unknown(_) | CommitError::Silent(_)) => Outcome::Unknown,
             Err(error @ CommitError::Refused(_)) => panic!("refused: {error}"),
         }
     }

@@ -48,12 +48,12 @@ async fn the_public_views_have_these_columns() {
         ("records", "org object sfid status seq first_at last_at image"),
         (
             "positions",
-            "org object topic partition incarnation first_offset next_offset epoch source_at committed_at worker",
+            "org object topic partition incarnation first_offset next_offset epoch source_at committed_at worker live halted_at halt",
         ),
         ("gaps", "org object topic partition incarnation from_offset to_offset at reason"),
         (
             "dead_letters",
-            "org object topic partition incarnation offset at reason detail sfid key value sha256 resolved_at",
+            "org object topic partition incarnation offset at reason detail sfid key value sha256 resolved_at outcome",
         ),
         (
             "late_events",
