@@ -145,6 +145,8 @@ mod tests {
         let library = include_str!("../lib.rs");
         let there: Vec<&str> =
             library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+        // Failpoints are in builds for tests only.
+        let there: Vec<&str> = there.into_iter().filter(|module| *module != "failpoint").collect();
         assert_eq!(there, MODULES);
     }
 }
