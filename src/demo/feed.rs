@@ -21,6 +21,8 @@ use super::workers::Workers;
 const STUCK: Duration = Duration::from_secs(90);
 /// If nothing moves for this long, it is looked whether the disk is full: what then fails is tried again for ever.
 const FULL: Duration = Duration::from_secs(10);
+/// So long for late events to find their place: workers look for them every two seconds.
+const PLACED: Duration = Duration::from_secs(20);
 /// How long partitions without messages may take to be claimed again after a kill.
 const CLAIM: Duration = Duration::from_secs(30);
 /// How often the sink is asked for its positions.
@@ -163,7 +165,7 @@ impl<'a> Feed<'a> {
         Ok(())
     }
 
-    /// Waits until the sink's positions have reached the end of every partition.
+    /// Waits until the sink's positions have reached the end of every partition, and what came late is in its place.
     ///
     /// # Errors
     /// When a part fails or gets stuck.
@@ -175,6 +177,11 @@ impl<'a> Feed<'a> {
         let drained = Instant::now();
         let is_open = |crash: &CrashWatch| crash.crash().claimed_after.is_none();
         while self.crash.as_ref().is_some_and(is_open) && drained.elapsed() < CLAIM {
+            self.ask().await?;
+        }
+        // Where one has none, the report shows what is missing.
+        let claimed = Instant::now();
+        while self.sink.late().await? > 0 && claimed.elapsed() < PLACED {
             self.ask().await?;
         }
         Ok(())

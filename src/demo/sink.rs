@@ -78,6 +78,16 @@ impl Sink {
         Ok(rows.iter().map(holder).collect())
     }
 
+    /// Events that came late and wait for their place in the history.
+    ///
+    /// # Errors
+    /// When the query fails.
+    pub async fn late(&self) -> Result<i64> {
+        let query = "select count(*) from afterimage.late_events where settled_at is null";
+        let row = self.client.query_one(query, &[]).await.context("cannot read afterimage.late_events")?;
+        Ok(row.get(0))
+    }
+
     /// Messages so far that became versions, and messages that changed nothing.
     ///
     /// # Errors

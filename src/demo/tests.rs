@@ -122,7 +122,7 @@ create table positions(topic text, partition int, incarnation int default 0, fir
 create view outcomes as select topic, partition, incarnation, 'noop' as outcome, 'identical' as reason, next_offset as events from positions;
 create table changes(org text, object text, sfid text, seq int, op text, at timestamptz, changes jsonb);
 create table records(org text, object text, sfid text, status text, seq int, image jsonb);
-create table dead_letters(); create table gaps(); create table late_events(org text, object text, sfid text);
+create table dead_letters(); create table gaps(); create table late_events(org text, object text, sfid text, settled_at timestamptz);
 create table record(rid int primary key); create table keyframe(rid int primary key);
 create table delta(at timestamptz) partition by range(at);
 create table emea_history.account(name text, sfid text, score__c float8, external_id__c text, id int);

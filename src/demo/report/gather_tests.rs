@@ -18,7 +18,7 @@ create table changes(org text, object text, sfid text, seq int, op text, at time
 create table records(org text, object text, sfid text, status text, seq int, image jsonb);
 create table outcomes(org text, object text, topic text, partition int, incarnation int, outcome text, reason text, events bigint);
 create table positions(topic text, partition int, incarnation int, first_offset bigint, next_offset bigint);
-create table dead_letters(); create table gaps(); create table late_events(org text, object text, sfid text);
+create table dead_letters(); create table gaps(); create table late_events(org text, object text, sfid text, settled_at timestamptz);
 create table record(rid int primary key); create table keyframe(rid int primary key);
 create table delta(at timestamptz) partition by range(at);
 create table delta_2020_09 partition of delta for values from ('2020-09-01') to ('2020-10-01');
