@@ -169,7 +169,7 @@ fn bad_usage_exits_with_2_and_help_with_0() {
         assert_eq!((code, out.is_empty(), err.as_str()), (Some(0), false, ""), "{args:?}");
     }
     let (_, out, _) = seen(&house.run(&["--help"], &[]));
-    assert!(out.contains("Exit codes:") && out.contains("halted on purpose"), "{out}");
+    assert!(out.contains("Exit codes:") && out.contains("halted or refused on purpose"), "{out}");
 }
 
 /// A full disk behind `>`: whoever reads the exit code must not take the file for whole.
@@ -225,7 +225,7 @@ fn what_would_fail_later_is_refused_with_the_file() {
         ),
         ("[postgres]\nurl = 'host=h port=99999 password=hunter2'", "its port is not one from 1 to 65535"),
         ("[postgres]\nurl = 'postgres://u:hunter2@h/d?sslmod=disable'", "\n  next: did you mean sslmode?"),
-        ("[postgres]\npool_mode = 'transaction'", "\n  next: point the sink's URL at the server itself"),
+        ("[postgres]\npool_mode = 'transactions'", "\n  next: did you mean transaction?"),
         ("[log]\nformat = 'jsn'", "\n  next: did you mean json?"),
     ] {
         let path = house.file(file);
