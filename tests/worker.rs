@@ -237,6 +237,23 @@ async fn the_lag_is_shown_while_nothing_can_be_committed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_asked_to_stop_while_the_sink_keeps_it_from_starting_stops() {
+    let (broker, sink, deployment) = deployment("").await;
+    let _stream = Stream::new(&broker, "calm.emea.account", 1);
+    let client = sink.connect().await;
+    for table in ["meta", "source"] {
+        let mut second = sink.connect().await;
+        let gate = second.transaction().await.unwrap();
+        gate.batch_execute(&format!("LOCK TABLE afterimage.{table}")).await.unwrap();
+        let mut worker = deployment.worker("one");
+        held_up(&client).await;
+        // Without the gate ever opening.
+        worker.stop();
+        gate.rollback().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sigterm_in_the_middle_of_a_commit_finishes_it_and_nothing_is_lost_or_doubled() {
     let (broker, sink, deployment) = deployment("").await;
     let deployment = deployment.with("[commit]\nmax_rows = 100");

@@ -165,9 +165,18 @@ pub enum RunError {
 /// # Errors
 /// See [`RunError`]; a broken connection alone never ends it.
 pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(), RunError> {
-    let mut client = settings.sink.connect().await?;
-    migrate::check(&client).await?;
-    let sink_id = registry::sink_id(&client).await?;
+    tokio::pin!(stop);
+    let asked = async {
+        let client = settings.sink.connect().await?;
+        migrate::check(&client).await?;
+        let sink_id = registry::sink_id(&client).await?;
+        Ok::<_, RunError>((client, sink_id))
+    };
+    // Whoever is asked to stop while the sink keeps it waiting has nothing in hand.
+    let (mut client, sink_id) = tokio::select! {
+        _ = &mut stop => return Ok(()),
+        answer = asked => answer?,
+    };
     let metadata = tokio::task::block_in_place(|| Metadata::connect(&settings.kafka))?;
     let cluster = tokio::task::block_in_place(|| metadata.cluster_id(Duration::from_secs(10)))?;
     let names: Vec<Arc<str>> = settings.topics.iter().map(|topic| topic.declared.topic.as_str().into()).collect();
@@ -196,7 +205,10 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         ended,
         running: Vec::new(),
     };
-    let prepared = topics.prepare(&mut client, settings.topics, &partitions).await?;
+    let prepared = tokio::select! {
+        _ = &mut stop => return Ok(()),
+        prepared = topics.prepare(&mut client, settings.topics, &partitions) => prepared?,
+    };
     drop(client);
     let (failed, failure) = oneshot::channel();
     let claims = Arc::new(Claims {
@@ -234,7 +246,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     }
     let mut finds = upkeep::find_topics(&settings.kafka);
     let mut outcome = Ok(());
-    tokio::pin!(stop, failure);
+    tokio::pin!(failure);
     loop {
         tokio::select! {
             _ = &mut stop => break,
