@@ -18,13 +18,13 @@ use crate::demo::report::thousands;
 use crate::postgres::{operator, registry};
 use crate::stream::checkup::{Checkup, Level, level};
 
-/// An image as it is stored, and whose it is.
-type Image = (Box<str>, Vec<u8>);
-
 /// Images that are compared in one question to the sink.
 const CHUNK: usize = 500;
 /// So many differences are told.
 const TOLD: usize = 20;
+
+/// Stored images by identity.
+type Images = Vec<(Box<str>, Vec<u8>)>;
 
 /// Runs the verb.
 pub(super) async fn run(config: Config, args: StateArgs) -> Result<(), Failure> {
@@ -154,7 +154,7 @@ async fn verify(config: &Config, args: VerifyArgs) -> Result<(), Failure> {
                 let images = images.map_err(|error| failed(VERB, &error))?;
                 let Some((last, _)) = images.last() else { break };
                 after = Some(last.clone());
-                let mut chosen: BTreeMap<i16, Vec<Image>> = BTreeMap::new();
+                let mut chosen: BTreeMap<i16, Images> = BTreeMap::new();
                 for (key, bytes) in images {
                     if nth % every == 0 {
                         let identity = String::from_utf8_lossy(key.last()).into();
