@@ -16,7 +16,7 @@ pub async fn positions(sink: &Client) -> Ends {
     rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect()
 }
 
-/// Waits until every partition is read to its end. No worker may end meanwhile.
+/// Waits until every partition is read to its end, and what came late is in its place. No worker may end meanwhile.
 pub async fn caught_up(sink: &Client, ends: &Ends, workers: &mut [&mut App]) {
     wait_for("positions at the topics' ends", LONG, async || {
         for worker in workers.iter_mut() {
@@ -24,7 +24,14 @@ pub async fn caught_up(sink: &Client, ends: &Ends, workers: &mut [&mut App]) {
         }
         let positions = positions(sink).await;
         let behind: Vec<_> = ends.iter().filter(|(of, end)| positions.get(of) != Some(end)).collect();
-        if behind.is_empty() { Ok(()) } else { Err(format!("wanted {behind:?}, there are {positions:?}")) }
+        if !behind.is_empty() {
+            return Err(format!("wanted {behind:?}, there are {positions:?}"));
+        }
+        let late = "SELECT count(*) FROM afterimage.late_events WHERE settled_at IS NULL";
+        match sink.query_one(late, &[]).await.unwrap().get::<_, i64>(0) {
+            0 => Ok(()),
+            late => Err(format!("{late} late events wait for their place")),
+        }
     })
     .await;
 }
