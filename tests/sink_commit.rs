@@ -176,15 +176,7 @@ impl Hand<'_> {
     fn start(&self, partition: i32) -> afterimage::core::batch::Advance {
         let position_id = self.positions[&partition];
         let held = self.held[&position_id];
-        afterimage::core::batch::Advance {
-            position_id,
-            epoch: held.epoch,
-            from: held.next,
-            to: held.next,
-            counters: Default::default(),
-            last: None,
-            passed: Default::default(),
-        }
+        afterimage::core::batch::Advance::standing(position_id, held.epoch, held.next)
     }
 
     async fn judge(&mut self, partition: i32, event: &Event) -> Counter {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::failure::{Exit, Failure};
 use super::seam::{BROKER_HINT, RIGHTS_HINT, SINK_HINT, is_denied, kafka_settings, schema_failure, sink_settings};
 use crate::config::Config;
-use crate::core::lineage::{Fingerprint, message_hash};
+use crate::core::lineage::Fingerprint;
 use crate::kafka::{self, KafkaError, KafkaSettings, Metadata, TopicPartition};
 use crate::postgres::client::{ANSWER_TIME, SinkSettings, describe};
 use crate::postgres::operator::OperatorError;
@@ -117,11 +117,7 @@ fn look(settings: &KafkaSettings, wanted: &[(TopicPartition, Option<i64>)]) -> R
         let offset = wanted.iter().find(|(wanted, _)| wanted == of).and_then(|(_, offset)| *offset);
         at.extend(offset.filter(|offset| (marks.low..marks.high).contains(offset)).map(|offset| (of.clone(), offset)));
     }
-    let seen = kafka::peek(settings, &at, BROKER_TIME, |(offset, timestamp_ms, key, value)| Fingerprint {
-        offset,
-        timestamp_ms,
-        hash: message_hash(key, value),
-    })?;
+    let seen = kafka::peek(settings, &at, BROKER_TIME, Fingerprint::of)?;
     if let Some((silent, _)) = at.iter().find(|(of, _)| !seen.contains_key(of)) {
         let reason = format!("nothing was delivered within {} s", BROKER_TIME.as_secs());
         return Err(KafkaError::Request {

@@ -30,6 +30,21 @@ pub struct Advance {
     pub passed: Passed,
 }
 
+impl Advance {
+    /// Of a position that stands at `next` under this claim, and has done nothing yet.
+    pub fn standing(position_id: PositionId, epoch: i64, next: i64) -> Self {
+        Advance {
+            position_id,
+            epoch,
+            from: next,
+            to: next,
+            counters: Counters::default(),
+            last: None,
+            passed: Passed::default(),
+        }
+    }
+}
+
 /// A row of `afterimage.delta` or `afterimage.keyframe`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HistoryRow {
@@ -92,7 +107,7 @@ pub struct KeptRow {
     pub lsn: Lsn,
     /// Source time.
     pub at: Micros,
-    /// Its row in stored form; none for a delete.
+    /// Its row in stored form, stamp and user of a local write included; none for a delete.
     pub d: Option<Vec<u8>>,
     /// When it was recorded.
     pub recorded: Micros,

@@ -48,6 +48,13 @@ pub struct Fingerprint {
     pub hash: i64,
 }
 
+impl Fingerprint {
+    /// Of a message; its time is in ms.
+    pub fn of(offset: i64, timestamp_ms: Option<i64>, key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
+        Fingerprint { offset, timestamp_ms, hash: message_hash(key, value) }
+    }
+}
+
 /// What is to be thought of a log; see the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lineage {

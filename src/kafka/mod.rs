@@ -69,7 +69,7 @@ pub use consumer::{Consumer, ConsumerState, Holding, Ownership};
 pub use embedded::{EmbeddedBroker, Producer};
 pub use inbox::{Fault, FaultKind, Inbox, Message, Progress};
 pub use metadata::{Metadata, Topic, Watermarks};
-pub use peek::{Sight, peek};
+pub use peek::peek;
 pub use properties::{PROPERTIES, PropertyFault, check_property};
 
 /// One partition of one topic.

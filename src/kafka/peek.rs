@@ -12,13 +12,11 @@ use super::inbox::{FaultKind, fault_kind, lock};
 use super::native::{Nonempty, PartitionQueue, Polled};
 use super::{KafkaError, KafkaSettings, TopicPartition};
 
-/// A message as it is looked at: offset, time in ms, key, value.
-pub type Sight<'a> = (i64, Option<i64>, Option<&'a [u8]>, Option<&'a [u8]>);
-
 /// A queue is looked into this often even if nothing woke us: rdkafka's callbacks are a hint.
 const ROUND: Duration = Duration::from_millis(20);
 
-/// What the broker has at these offsets: what `look` makes of the first message at the offset or after it, by partition.
+/// What the broker has at these offsets: what `look` makes of the first message at the offset or after it (its offset, its
+/// time in ms, key, value), by partition.
 /// `None` = there is none: the log begins after the offset, ends before it, or has nothing but marks of transactions there.
 /// A partition of which nothing was heard within `timeout` is not in the answer. Messages of transactions that were aborted
 /// are looked at too: they stand in the log.
@@ -29,7 +27,7 @@ pub fn peek<T>(
     settings: &KafkaSettings,
     wanted: &[(TopicPartition, i64)],
     timeout: Duration,
-    look: impl Fn(Sight<'_>) -> T,
+    look: impl Fn(i64, Option<i64>, Option<&[u8]>, Option<&[u8]>) -> T,
 ) -> Result<BTreeMap<TopicPartition, Option<T>>, KafkaError> {
     let mut found = BTreeMap::new();
     if wanted.is_empty() {
@@ -59,7 +57,7 @@ pub fn peek<T>(
             queue.poll(1, |entry| {
                 seen = match entry {
                     Polled::Message { offset, timestamp_ms, fetched } => {
-                        Some(Some(look((offset, timestamp_ms, fetched.key(), fetched.payload()))))
+                        Some(Some(look(offset, timestamp_ms, fetched.key(), fetched.payload())))
                     }
                     Polled::End { .. } => Some(None),
                     Polled::Error { code, .. } if fault_kind(code) == FaultKind::OutOfRange => Some(None),

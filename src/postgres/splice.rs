@@ -13,11 +13,11 @@ use super::commit::{CommitError, Committed, Held, Invalidated, advance, history,
 use super::registry::ensure_months;
 use super::settle;
 use super::wire::Moment;
-use crate::core::batch::{Advance, HistoryRow, LookupValue, SealedBatch};
+use crate::core::batch::{Advance, HistoryRow, KeptRow, SealedBatch};
 use crate::core::event::{Micros, Op};
 use crate::core::judge::ObjectFacts;
 use crate::core::judge::splice::{Kept, KeptEvent, Splice, StoredVersion, splice};
-use crate::core::position::{Counter, Counters, Passed, PositionId};
+use crate::core::position::{Counter, PositionId};
 use crate::core::record::{CHAIN, Floor, Record, key_hash};
 
 /// Records of one transaction: the positions are locked meanwhile.
@@ -139,7 +139,10 @@ pub async fn place(
         .await?;
     let mut steps = SealedBatch {
         object_id: object.object_id,
-        advances: positions.iter().filter_map(|position| Some(stay(*position, held.get(position)?))).collect(),
+        advances: positions
+            .iter()
+            .filter_map(|position| held.get(position).map(|held| Advance::standing(*position, held.epoch, held.next)))
+            .collect(),
         ..SealedBatch::default()
     };
     let mut placed = Placed { more, ..Placed::default() };
@@ -169,7 +172,7 @@ pub async fn place(
             }
             Err(error) => {
                 let events = one.events.iter().filter(|event| event.kept == Kept::Late);
-                let left: Vec<_> = events.map(|event| (event.position_id, event.offset, "kept")).collect();
+                let left: Vec<_> = events.map(|event| (event.row.position_id, event.row.offset, "kept")).collect();
                 placed.kept += left.len() as u64;
                 placed.reason.get_or_insert_with(|| error.to_string());
                 outcomes(&transaction, rid, &left).await?;
@@ -183,18 +186,6 @@ pub async fn place(
     transaction.commit().await?;
     placed.committed.inval_seq.extend(expected.into_iter().filter(|(position, _)| held.contains_key(position)));
     Ok(Some(placed))
-}
-
-fn stay(position_id: PositionId, held: &Held) -> Advance {
-    Advance {
-        position_id,
-        epoch: held.epoch,
-        from: held.next,
-        to: held.next,
-        counters: Counters::default(),
-        last: None,
-        passed: Passed::default(),
-    }
 }
 
 async fn read(
@@ -257,17 +248,20 @@ async fn read(
             "p" => Kept::Placed,
             _ => Kept::Anchor,
         };
-        if let Some(one) = found.get_mut(&row.try_get(0)?) {
-            one.events.push(KeptEvent {
-                op,
+        let rid: i32 = row.try_get(0)?;
+        if let Some(one) = found.get_mut(&rid) {
+            let row = KeptRow {
                 position_id: row.try_get(2)?,
                 offset: row.try_get(3)?,
+                rid,
+                op,
+                row_key: "".into(),
                 lsn: row.try_get::<_, Option<i64>>(4)?.unwrap_or(0) as u64,
                 at: at.map_or(recorded.0, |at| at.0),
-                recorded: recorded.0,
                 d: row.try_get(7)?,
-                kept,
-            });
+                recorded: recorded.0,
+            };
+            one.events.push(KeptEvent { row, kept });
         }
     }
     Ok(found)
@@ -296,7 +290,7 @@ async fn write(transaction: &Transaction<'_>, object_id: i16, rid: i32, splice: 
         }
         history(transaction, "delta", splice.deltas.iter()).await?;
         history(transaction, "keyframe", splice.keyframes.iter()).await?;
-        let lookups: Vec<LookupValue> = splice.lookups.clone();
+        let lookups = splice.lookups.clone();
         settle::lookups(transaction, &SealedBatch { object_id, lookups, ..SealedBatch::default() }).await?;
     }
     if let Some(anchor) = &splice.anchor {

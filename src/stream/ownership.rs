@@ -13,7 +13,7 @@ use super::group::{Command, InboxCell};
 use super::images::Images;
 use super::task::Task;
 use super::watch::Logs;
-use crate::core::lineage::{Fingerprint, message_hash};
+use crate::core::lineage::Fingerprint;
 use crate::core::recovery::{self, Recovery, SinkFacts, recover};
 use crate::kafka::{KafkaError, KafkaSettings, Metadata, Ownership, TopicPartition, Watermarks, peek};
 use crate::postgres::claim::{Claim, Claimant, Wanted, claim, remembered};
@@ -152,11 +152,7 @@ impl Claims {
                 look_at.push(((*of).clone(), *offset));
             }
         }
-        let seen = peek(&self.kafka, &look_at, PEEK_TIME, |(offset, timestamp_ms, key, value)| Fingerprint {
-            offset,
-            timestamp_ms,
-            hash: message_hash(key, value),
-        });
+        let seen = peek(&self.kafka, &look_at, PEEK_TIME, Fingerprint::of);
         let seen = seen.map_err(|error| error.to_string())?;
         let mut wanted = Vec::with_capacity(sides.len());
         for (of, marks, source_id) in sides {

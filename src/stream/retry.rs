@@ -17,7 +17,7 @@ use crate::core::event::{Event, Micros, Op};
 use crate::core::front::Front;
 use crate::core::judge::{Arrival, Judge, Need, ObjectFacts};
 use crate::core::overlay::Overlay;
-use crate::core::position::{Counter, Counters, Passed, PositionId};
+use crate::core::position::{Counter, PositionId};
 use crate::postgres::claim::{Claim, ClaimError, Claimant, Wanted, claim};
 use crate::postgres::client::{ConnectError, SinkSettings};
 use crate::postgres::commit::{CommitError, Held, commit};
@@ -259,16 +259,8 @@ impl Run {
     async fn take(&mut self, body: &Body) -> Result<(), RetryError> {
         let position_id = self.claim.position_id;
         let held = self.held;
-        let start = || Advance {
-            position_id,
-            epoch: held.epoch,
-            from: held.next,
-            to: held.next,
-            counters: Counters::default(),
-            last: None,
-            // What it passed says nothing: dead letters come in any order.
-            passed: Passed::default(),
-        };
+        // What it passed says nothing: dead letters come in any order.
+        let start = || Advance::standing(position_id, held.epoch, held.next);
         let offset = self.open.next(position_id).unwrap_or(held.next);
         let decoded = match decode(&mut self.decoder, body) {
             Ok(decoded) => decoded,

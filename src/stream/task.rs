@@ -10,7 +10,7 @@ use super::merge::Lane;
 use crate::core::batch::Advance;
 use crate::core::breaker::Breaker;
 use crate::core::event::{Lsn, Micros};
-use crate::core::position::{Counters, Passed, PositionId};
+use crate::core::position::{Passed, PositionId};
 use crate::kafka::Progress;
 use crate::postgres::claim::Claim;
 use crate::postgres::commit::Held;
@@ -121,15 +121,7 @@ impl Task {
 
     /// Where a batch that starts with this task's next message begins.
     pub fn start(&self) -> Advance {
-        Advance {
-            position_id: self.position_id,
-            epoch: self.epoch,
-            from: self.read,
-            to: self.read,
-            counters: Counters::default(),
-            last: None,
-            passed: self.passed,
-        }
+        Advance { passed: self.passed, ..Advance::standing(self.position_id, self.epoch, self.read) }
     }
 
     /// As the commit checks it.

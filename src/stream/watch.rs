@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::group::Command;
 use super::ownership::Claims;
-use crate::core::lineage::{Fingerprint, Lineage, lineage, message_hash};
+use crate::core::lineage::{Fingerprint, Lineage, lineage};
 use crate::core::position::PositionId;
 use crate::kafka::{KafkaSettings, TopicPartition, peek};
 use crate::postgres::operator::distrust;
@@ -115,11 +115,7 @@ async fn look(
     let kafka = kafka.clone();
     let looked = tokio::task::spawn_blocking(move || {
         let at: Vec<_> = watched.iter().filter_map(|(of, watched)| Some((of.clone(), watched.pin?.offset))).collect();
-        let seen = peek(&kafka, &at, PEEK_TIME, |(offset, timestamp_ms, key, value)| Fingerprint {
-            offset,
-            timestamp_ms,
-            hash: message_hash(key, value),
-        })?;
+        let seen = peek(&kafka, &at, PEEK_TIME, Fingerprint::of)?;
         // Whether the log is long enough is asked by the claim.
         let is_other = |(of, watched): &&(TopicPartition, Watched)| {
             seen.get(of).is_some_and(|found| lineage(0, i64::MAX, watched.pin, *found) == Lineage::Other)

@@ -13,7 +13,7 @@ use afterimage::core::event::{Class, Event, FieldNo, Micros, Op};
 use afterimage::core::front::Front;
 use afterimage::core::judge::{Arrival, Judge, Need, ObjectFacts};
 use afterimage::core::overlay::{KeySlot, Overlay};
-use afterimage::core::position::{Counter, Counters, Passed, PositionId};
+use afterimage::core::position::{Counter, Passed, PositionId};
 use afterimage::core::record::{Record, key_hash};
 use afterimage::core::value::{Kind, Value};
 
@@ -500,8 +500,7 @@ impl<'w, S: Sink> Worker<'w, S> {
             return;
         }
         let Task { position_id, epoch, read, passed } = *task;
-        let counters = Counters::default();
-        let start = Advance { position_id, epoch, from: read, to: read, counters, last: None, passed };
+        let start = Advance { passed, ..Advance::standing(position_id, epoch, read) };
         let repeated =
             one.peek.may_repeat().and_then(|(print, lsn)| Some((print, self.front.repeat(position_id, print, lsn)?)));
         if let Some((print, outcome)) = repeated {

@@ -386,16 +386,7 @@ impl MemorySink {
             let events: Vec<KeptEvent> = of_anchors
                 .chain(of_late)
                 .filter(|(event, _)| event.rid == rid)
-                .map(|(event, kept)| KeptEvent {
-                    op: event.op,
-                    position_id: event.position_id,
-                    offset: event.offset,
-                    lsn: event.lsn,
-                    at: event.at,
-                    recorded: event.recorded,
-                    d: event.d.clone(),
-                    kept,
-                })
+                .map(|(event, kept)| KeptEvent { row: event.clone(), kept })
                 .collect();
             match splice(facts, &row.sfid, &record, &versions, &events, now) {
                 Ok(splice) => {
@@ -437,19 +428,8 @@ impl MemorySink {
             counters.add(Counter::RowsWritten, splice.written());
             counters.add(Counter::RowsCancelled, splice.removed);
         }
-        if let Some(event) = &splice.anchor {
-            let row = KeptRow {
-                position_id: event.position_id,
-                offset: event.offset,
-                rid,
-                op: event.op,
-                row_key: "".into(),
-                lsn: event.lsn,
-                at: event.at,
-                d: event.d.clone(),
-                recorded: event.recorded,
-            };
-            self.anchors.entry((row.position_id, row.offset, rid)).or_insert(row);
+        if let Some(anchor) = &splice.anchor {
+            self.anchors.entry((anchor.position_id, anchor.offset, rid)).or_insert(anchor.clone());
         }
         self.records.get_mut(&rid).expect("a registered record").floor = splice.floor;
         for (position, offset, version) in &splice.placed {

@@ -8,6 +8,9 @@ use crate::core::overlay::{OldKey, PendingRow};
 use crate::core::record::{Floor, key_hash};
 use crate::core::value::Value;
 
+/// Why an event is late, mostly.
+pub(super) const OUTRUN: &str = "a newer event of its record was read before";
+
 impl Judge<'_> {
     pub(super) fn changed(&mut self, identity: &str) {
         let number = self.batch.number();
@@ -79,15 +82,14 @@ impl Judge<'_> {
         waiting: &[PendingRow],
     ) {
         let event = arrival.event;
-        let reason = "a newer event of its record was read before";
-        let mut kept = self.kept(arrival, identity, arrival.time(), arrival.travel_as_shown(), Some(&arrival.fields));
         if let Some(insert) = waiting.first() {
             // In its place it is the insert, valid from then, with what came of it while it waited.
             let travel = Travel { local: insert.local, stamp: insert.stamp, modified: None, modified_by: None };
-            kept = self.kept(arrival, identity, insert.at, travel, Some(&arrival.fields));
-            kept.op = Op::Create;
+            let kept = self.kept(arrival, identity, insert.at, travel, Some(&arrival.fields));
+            self.batch.push_late(LateEvent { event: KeptRow { op: Op::Create, ..kept }, reason: OUTRUN });
+        } else {
+            self.late(arrival, identity, OUTRUN, Some(&arrival.fields));
         }
-        self.batch.push_late(LateEvent { event: kept, reason });
         if let Some(owner) = owner {
             let position = arrival.position_id;
             let newer = event.lsn > last(self.record(owner), position, &event.key).lsn;

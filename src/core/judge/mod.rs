@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
+use keys::OUTRUN;
+
 use crate::core::batch::OpenBatch;
 use crate::core::decode::Print;
 use crate::core::event::{Event, FieldNo, Micros, Op};
@@ -391,7 +393,7 @@ impl Judge<'_> {
         if arrival.passed || this_delete {
             return Ok(Counter::Duplicate);
         }
-        self.late(arrival, &old.identity, "a newer event of its record was read before", None);
+        self.late(arrival, &old.identity, OUTRUN, None);
         Ok(Counter::Stale)
     }
 
@@ -401,7 +403,7 @@ impl Judge<'_> {
         match decision {
             Verdict::Duplicate => return Ok(Counter::Duplicate),
             Verdict::Stale => {
-                self.late(arrival, identity, "a newer event of its record was read before", None);
+                self.late(arrival, identity, OUTRUN, None);
                 return Ok(Counter::Stale);
             }
             Verdict::Judge => {}

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Arrival, Judge, ObjectFacts};
-use crate::core::batch::{HistoryRow, LookupValue, OpenBatch};
+use crate::core::batch::{HistoryRow, KeptRow, LookupValue, OpenBatch};
 use crate::core::event::{Event, FieldNo, Lsn, Micros, Op, Row};
 use crate::core::fold;
 use crate::core::format::{self, Header, VersionOp};
@@ -34,23 +34,11 @@ pub struct StoredVersion {
     pub row: HistoryRow,
 }
 
-/// An event that was kept whole: a late one, or an anchor.
+/// An event that was kept whole, and why. Its key takes no part: keys were decided when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptEvent {
-    /// What happened.
-    pub op: Op,
-    /// Read by.
-    pub position_id: PositionId,
-    /// Offset.
-    pub offset: i64,
-    /// LSN, 0 = none.
-    pub lsn: Lsn,
-    /// Source time.
-    pub at: Micros,
-    /// When it was read.
-    pub recorded: Micros,
-    /// Its row in stored form, stamp and user of a local write included; `None` for a delete.
-    pub d: Option<Vec<u8>>,
+    /// The event.
+    pub row: KeptRow,
     /// Why it was kept.
     pub kept: Kept,
 }
@@ -82,8 +70,8 @@ pub struct Splice {
     pub lookups: Vec<LookupValue>,
     /// The record's floor from now on.
     pub floor: Floor,
-    /// What was the first version and is not any more: only its whole row can still tell what came before it.
-    pub anchor: Option<KeptEvent>,
+    /// What was the first version and is not any more, as an anchor: only its whole row can still tell what came before it.
+    pub anchor: Option<KeptRow>,
     /// Every late event that took part: position, offset, and whether history has a version of it.
     pub placed: Vec<(PositionId, i64, bool)>,
 }
@@ -125,7 +113,7 @@ struct Entry<'a> {
 enum What<'a> {
     /// A version, and who was known as its last modifying user.
     Version(Option<Box<str>>),
-    Event(&'a KeptEvent),
+    Event(&'a KeptRow),
 }
 
 /// Places the late events of one record. `record` brings number, home, key and floor, no image; `versions` are all it has;
@@ -146,7 +134,7 @@ pub fn splice(
     };
     let taking_part: Vec<&KeptEvent> = events.iter().filter(|event| place_of(event) >= start).collect();
     let replaced: BTreeSet<(PositionId, i64)> =
-        taking_part.iter().map(|event| (event.position_id, event.offset)).collect();
+        taking_part.iter().map(|event| (event.row.position_id, event.row.offset)).collect();
 
     // What stands before the earliest late event stays. The whole chain is folded besides, as it is.
     let mut before = record.clone();
@@ -176,12 +164,13 @@ pub fn splice(
     }
     let from = from.unwrap_or(versions.len() as u32);
     for event in taking_part.iter().copied() {
-        let (header, fields) = match &event.d {
-            Some(d) => format::decode(event.at, d, object.stamp_no)?,
-            None => (header_of_delete(event), Vec::new()),
+        let row = &event.row;
+        let (header, fields) = match &row.d {
+            Some(d) => format::decode(row.at, d, object.stamp_no)?,
+            None => (header_of_delete(row), Vec::new()),
         };
-        let header = Header { recorded: event.recorded, ..header };
-        entries.push((place_of(event), Entry { at: event.at, header, fields, what: What::Event(event) }));
+        let header = Header { recorded: row.recorded, ..header };
+        entries.push((place_of(event), Entry { at: row.at, header, fields, what: What::Event(row) }));
     }
     // Stable: at equal places versions come first.
     entries.sort_by_key(|(place, _)| *place);
@@ -223,12 +212,12 @@ pub fn splice(
         .collect();
     let late = taking_part.iter().filter(|event| event.kept != Kept::Anchor);
     splice.placed = late
-        .map(|event| (event.position_id, event.offset, stored.contains(&(event.position_id, event.offset))))
+        .map(|KeptEvent { row, .. }| (row.position_id, row.offset, stored.contains(&(row.position_id, row.offset))))
         .collect();
     Ok(splice)
 }
 
-fn header_of_delete(event: &KeptEvent) -> Header {
+fn header_of_delete(row: &KeptRow) -> Header {
     Header {
         op: VersionOp::Delete,
         n: 0,
@@ -237,10 +226,10 @@ fn header_of_delete(event: &KeptEvent) -> Header {
         raw_at: None,
         stamp: None,
         modified_is_stamp: false,
-        position_id: event.position_id,
-        offset: event.offset,
-        lsn: event.lsn,
-        recorded: event.recorded,
+        position_id: row.position_id,
+        offset: row.offset,
+        lsn: row.lsn,
+        recorded: row.recorded,
     }
 }
 
@@ -254,21 +243,22 @@ fn op_of_first(header: &Header) -> Op {
     if header.lsn == 0 { Op::Read } else { Op::Create }
 }
 
-fn first_as_event(header: &Header, version: &StoredVersion) -> KeptEvent {
-    KeptEvent {
-        op: op_of_first(header),
+fn first_as_event(header: &Header, version: &StoredVersion) -> KeptRow {
+    KeptRow {
         position_id: header.position_id,
         offset: header.offset,
+        rid: version.row.rid,
+        op: op_of_first(header),
+        row_key: "".into(),
         lsn: header.lsn,
         at: version.row.at,
-        recorded: header.recorded,
         d: Some(version.row.d.clone()),
-        kept: Kept::Anchor,
+        recorded: header.recorded,
     }
 }
 
 fn place_of(event: &KeptEvent) -> Place {
-    (event.at, event.lsn, event.op != Op::Delete)
+    (event.row.at, event.row.lsn, event.row.op != Op::Delete)
 }
 
 fn place_of_version(record: &Record) -> Place {
@@ -365,7 +355,7 @@ impl<'a> Scene<'a> {
     }
 
     /// A kept event, judged by its whole row.
-    fn event(&mut self, kept: &KeptEvent, header: &Header, fields: Vec<(FieldNo, Value)>) {
+    fn event(&mut self, kept: &KeptRow, header: &Header, fields: Vec<(FieldNo, Value)>) {
         let by = fields.iter().find(|(no, _)| Some(*no) == self.object.modified_by_no);
         let user = by.and_then(|(_, by)| Some(by.text()?.into()));
         let event = self.event_of(kept.op, header, &fields, user, kept.at);

@@ -27,8 +27,8 @@ pub const LISTENER_DATABASE: &str = "listener";
 /// What the article's listener paid for a version: 4,274 MB for 8,857,770 rows, indexes included.
 pub const ARTICLE_BYTES_PER_VERSION: f64 = 506.0;
 
-/// The most of all records that may miss an event that came late before the report makes a note of it. At the usual size
-/// one or two in a hundred do.
+/// The most of all records that may miss an event that came late before the report makes a note of it. Where all of them are
+/// in their place in time, as they should be, none does.
 const MOST_LATE: f64 = 0.05;
 /// A run with fewer events is small: most of its late events come with a reload of a table, and their number depends on
 /// how far workers read apart, not on how much there is besides.
