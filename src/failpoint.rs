@@ -53,6 +53,8 @@ mod with_feature {
         ("restore.cleared", true),
         ("restore.invalidated", true),
         ("restore.forgotten", false),
+        ("restore.read", false),
+        ("restore.filled", false),
         ("lookup.registered", false),
         ("commit.begun", true),
         ("commit.appended", true),

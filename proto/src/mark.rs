@@ -19,6 +19,9 @@ pub struct Mark {
     pub next: i64,
     /// Number of the last invalidation applied to the records.
     pub inval_seq: i64,
+    /// Records with a greater `afterimage.record.rid` may be missing because nobody has put them in yet: a restore has
+    /// come so far. `None`: it is done. A missing record is asked of the sink, so this is about speed alone.
+    pub missing_after: Option<i32>,
 }
 
 impl Mark {
@@ -32,6 +35,7 @@ impl Mark {
             token: self.token.to_vec(),
             next: self.next,
             inval_seq: self.inval_seq,
+            missing_after: self.missing_after,
         }
         .encode_to_vec()
     }
@@ -52,6 +56,7 @@ impl Mark {
             token: id(&mark.token, "a claim token is 16 bytes")?,
             next: mark.next,
             inval_seq: mark.inval_seq,
+            missing_after: mark.missing_after,
         })
     }
 }
@@ -59,7 +64,8 @@ impl Mark {
 /// Short, so that a failed assertion or a log line stays readable: `7@120 epoch 3/00ab… inval 2`.
 impl std::fmt::Debug for Mark {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Mark { sink_id: [s0, s1, ..], token: [t0, t1, ..], position_id, epoch, next, inval_seq } = self;
-        write!(f, "{position_id}@{next} epoch {epoch}/{t0:02x}{t1:02x}… inval {inval_seq} sink {s0:02x}{s1:02x}…")
+        let Mark { sink_id: [s0, s1, ..], token: [t0, t1, ..], position_id, epoch, next, inval_seq, missing_after } = self;
+        write!(f, "{position_id}@{next} epoch {epoch}/{t0:02x}{t1:02x}… inval {inval_seq} sink {s0:02x}{s1:02x}…")?;
+        missing_after.map_or(Ok(()), |rid| write!(f, " missing after {rid}"))
     }
 }

@@ -83,7 +83,7 @@ fn marks(store: &Store, verb: &str) -> Result<Vec<(Mark, Contents)>, Failure> {
 fn as_json(mark: &Mark, contents: &Contents) -> Value {
     json!({
         "position_id": mark.position_id, "sink_id": Uuid::from_bytes(mark.sink_id).to_string(), "epoch": mark.epoch,
-        "next_offset": mark.next, "inval_seq": mark.inval_seq,
+        "next_offset": mark.next, "inval_seq": mark.inval_seq, "whole": mark.missing_after.is_none(),
         "images": contents.images, "row_keys": contents.row_keys, "bytes": contents.bytes,
     })
 }
@@ -120,12 +120,13 @@ fn inspect(config: &Config, args: InspectArgs) -> Result<(), Failure> {
             number(contents.images),
             number(contents.row_keys),
             number(contents.bytes),
+            if mark.missing_after.is_none() { "yes" } else { "no" }.to_owned(),
         ]);
     }
     for (sink, lines) in lines {
         text.push_str(&format!("\nof sink {}\n", Uuid::from_bytes(sink)));
         let lines: Vec<_> = lines.into_iter().map(|line| (None, line)).collect();
-        text.push_str(&aligned(&["position", "epoch", "next", "images", "row keys", "bytes"], &lines));
+        text.push_str(&aligned(&["position", "epoch", "next", "images", "row keys", "bytes", "whole"], &lines));
     }
     print::stdout(&text)
 }

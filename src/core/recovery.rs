@@ -213,7 +213,7 @@ mod tests {
     }
 
     fn mark(epoch: i64, next: i64, inval_seq: i64) -> Mark {
-        Mark { sink_id: SINK, position_id: 7, epoch, token: token(epoch), next, inval_seq }
+        Mark { sink_id: SINK, position_id: 7, epoch, token: token(epoch), next, inval_seq, missing_after: None }
     }
 
     /// Claims 3 (from 100), 4 (from 200) and the one just made, 5 (from 300); 6 invalidations, all kept.
@@ -428,7 +428,7 @@ mod tests {
                             if stored {
                                 let (epoch, token) = (claim.epoch, claim.token);
                                 let next = sink.content.len() as i64;
-                                let mark = Mark { sink_id: SINK, position_id: 7, epoch, token, next, inval_seq: 0 };
+                                let mark = Mark { sink_id: SINK, position_id: 7, epoch, token, next, inval_seq: 0, missing_after: None };
                                 disks.push((mark, sink.content.clone()));
                             }
                         }

@@ -133,34 +133,64 @@ pub async fn records(
 }
 
 fn record(object: &ObjectFacts, row: &Row) -> Result<(Box<str>, Record), LookupError> {
-    let rid: i32 = row.try_get(1)?;
-    let stored = |reason: String| LookupError::Stored { rid, reason };
     let identity: &str = row.try_get(0)?;
-    let row_key = key_text(rid, row.try_get(3)?)?;
-    let mut record = Record::registered(rid, row.try_get(2)?, row_key);
-    record.deleted_key = key_text(rid, row.try_get(11)?)?;
-    let floor_ts: Option<Moment> = row.try_get(5)?;
-    record.floor = Floor { lsn: row.try_get::<_, i64>(4)? as u64, ts: floor_ts.map(|at| at.0) };
-    let Some(kf): Option<i32> = row.try_get(6)? else { return Ok((identity.into(), record)) };
-    let at: Moment = row.try_get(7)?;
-    let d: &[u8] = row.try_get(8)?;
-    let shown = if kf == 0 { 0 } else { kf as u32 * CHAIN - 1 };
-    fold::step(object, &mut record, shown, at.0, d).map_err(|error| stored(error.to_string()))?;
+    let keyframe = match row.try_get::<_, Option<i32>>(6)? {
+        Some(kf) => Some((kf, row.try_get(7)?, row.try_get(8)?)),
+        None => None,
+    };
     let ats: Option<Vec<Moment>> = row.try_get(9)?;
     let ds: Option<Vec<&[u8]>> = row.try_get(10)?;
-    let n = |d: &[u8]| d.get(1).map_or(0, |n| n & 63);
-    let mut chain: Vec<(Moment, &[u8])> = ats.unwrap_or_default().into_iter().zip(ds.unwrap_or_default()).collect();
-    chain.sort_by_key(|(_, d)| n(d));
-    for (at, d) in chain {
-        let n = n(d);
-        let seq = kf as u32 * CHAIN + u32::from(n);
-        fold::step(object, &mut record, seq, at.0, d).map_err(|error| stored(error.to_string()))?;
+    let stored = Stored {
+        rid: row.try_get(1)?,
+        home: row.try_get(2)?,
+        row_key: row.try_get(3)?,
+        floor_lsn: row.try_get(4)?,
+        floor_ts: row.try_get(5)?,
+        keyframe,
+        chain: ats.unwrap_or_default().into_iter().zip(ds.unwrap_or_default()).collect(),
+        old_key: row.try_get(11)?,
+    };
+    Ok((identity.into(), stored.fold(object)?))
+}
+
+/// What the tables hold of one record, as far as its last state needs it.
+pub(super) struct Stored<'a> {
+    pub rid: i32,
+    pub home: Option<i32>,
+    pub row_key: Option<&'a [u8]>,
+    pub floor_lsn: i64,
+    pub floor_ts: Option<Moment>,
+    /// The newest: its chain, its moment, its row.
+    pub keyframe: Option<(i32, Moment, &'a [u8])>,
+    /// The deltas of that chain, in any order.
+    pub chain: Vec<(Moment, &'a [u8])>,
+    /// The key it held last, of a record that holds none.
+    pub old_key: Option<&'a [u8]>,
+}
+
+impl Stored<'_> {
+    /// The record's last state.
+    pub fn fold(mut self, object: &ObjectFacts) -> Result<Record, LookupError> {
+        let rid = self.rid;
+        let unreadable = |reason: String| LookupError::Stored { rid, reason };
+        let mut record = Record::registered(rid, self.home, key_text(rid, self.row_key)?);
+        record.deleted_key = key_text(rid, self.old_key)?;
+        record.floor = Floor { lsn: self.floor_lsn as u64, ts: self.floor_ts.map(|at| at.0) };
+        let Some((kf, at, d)) = self.keyframe else { return Ok(record) };
+        let shown = if kf == 0 { 0 } else { kf as u32 * CHAIN - 1 };
+        fold::step(object, &mut record, shown, at.0, d).map_err(|error| unreadable(error.to_string()))?;
+        let n = |d: &[u8]| d.get(1).map_or(0, |n| n & 63);
+        self.chain.sort_by_key(|(_, d)| n(d));
+        for (at, d) in self.chain {
+            let seq = kf as u32 * CHAIN + u32::from(n(d));
+            fold::step(object, &mut record, seq, at.0, d).map_err(|error| unreadable(error.to_string()))?;
+        }
+        if !record.is_deleted() {
+            // It lost its key to another row, or never had one: no delete was seen under what the query found.
+            record.deleted_key = None;
+        }
+        Ok(record)
     }
-    if !record.is_deleted() {
-        // It lost its key to another row, or never had one: no delete was seen under what the query found.
-        record.deleted_key = None;
-    }
-    Ok((identity.into(), record))
 }
 
 fn key_text(rid: i32, key: Option<&[u8]>) -> Result<Option<Box<str>>, LookupError> {

@@ -2,7 +2,7 @@
 //!
 //! [`client`] connects, [`migrate`] brings the schema up, [`registry`] names orgs, objects, sources and
 //! fields, [`search`] keeps typed views and lookup fields, [`claim`] takes partitions over with a new epoch,
-//! [`lookup`] reads records and keys through, [`splice`] puts late events in their place, [`source`] looks at the captured
+//! [`lookup`] reads records and keys through, [`restore`] reads them back by position, [`splice`] puts late events in their place, [`source`] looks at the captured
 //! database, [`commit`] writes sealed batches and moves positions in one transaction, [`status`] tells where things stand,
 //! [`vigil`] whether a server process that works for long is alive; [`operator`] and [`dead_letters`] are what a person does.
 
@@ -15,6 +15,7 @@ pub mod lookup;
 pub mod migrate;
 pub mod operator;
 pub mod registry;
+pub mod restore;
 pub mod search;
 mod settle;
 pub mod source;

@@ -569,7 +569,7 @@ mod tests {
             claims: Vec::new(),
             gap: None,
         };
-        (partition, Task::new(&claim, 0))
+        (partition, Task::new(&claim, 0, None))
     }
 
     fn board() -> Arc<Board> {

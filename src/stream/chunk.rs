@@ -80,10 +80,7 @@ impl Group {
         }
         self.count_events(&arrived);
         if self.dictionary_stale {
-            let object_id = self.parts.source.object_id;
-            let fields = self.ask(async |client| registry::fields(client, object_id).await)?;
-            self.parts.dictionary.take(fields);
-            self.dictionary_stale = false;
+            self.read_dictionary()?;
         }
         let foreign = self.set_foreign_apart(&mut arrived);
         let mut arrived = if catching_up { self.forget_passed(arrived)? } else { arrived };
@@ -169,6 +166,15 @@ impl Group {
     }
 
     // ---- fields -----------------------------------------------------------------------------------------
+
+    /// Others may have added fields.
+    pub(super) fn read_dictionary(&mut self) -> Result<(), Ended> {
+        let object_id = self.parts.source.object_id;
+        let fields = self.ask(async |client| registry::fields(client, object_id).await)?;
+        self.parts.dictionary.take(fields);
+        self.dictionary_stale = false;
+        Ok(())
+    }
 
     fn note_fields(&mut self, arrived: &[Box<Arrived>], new: &[(usize, Option<Micros>)]) -> Result<(), Ended> {
         // Not the chunk's first time: history must not depend on where a chunk begins. A column that is not new here

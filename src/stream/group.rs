@@ -34,6 +34,7 @@ use super::databases::{Database, Databases};
 use super::dictionary::Dictionary;
 use super::images::Images;
 use super::merge::{Turn, next};
+use super::restore::{Restore, Turns};
 use super::settle::REST;
 use super::tally::count_messages;
 use super::task::Task;
@@ -133,6 +134,8 @@ pub struct Parts {
     pub databases: Databases,
     /// Keeps in step with other workers on this topic.
     pub align: Align,
+    /// Whose image store is filled next.
+    pub turns: Turns,
     /// What the logs are known by.
     pub logs: Logs,
     /// Tells that this thread moves.
@@ -164,6 +167,8 @@ pub struct Group {
     pub(super) in_flight: Option<InFlight>,
     /// The batch before it, committed and on its way into the image store.
     pub(super) applying: Option<Applying>,
+    /// Records on their way back from the sink.
+    pub(super) restore: Option<Restore>,
     /// Some partition with more on its way has nothing buffered.
     pub(super) waits: bool,
     /// When lags were shown last, and of which partitions.
@@ -203,6 +208,7 @@ impl Group {
             opened: None,
             in_flight: None,
             applying: None,
+            restore: None,
             waits: false,
             shown: Instant::now(),
             shown_partitions: BTreeSet::new(),
@@ -235,6 +241,7 @@ impl Group {
             let taken = self.work();
             self.seal_if_due();
             self.place_late();
+            self.restore();
             if taken == 0 {
                 self.wait();
             }

@@ -11,7 +11,7 @@ use crate::core::batch::StoredRecord;
 use crate::core::format::VersionOp;
 use crate::core::image::{Form, Image};
 use crate::core::position::PositionId;
-use crate::core::record::{Floor, Record, Version};
+use crate::core::record::{Floor, Record, Version, key_hash};
 use crate::core::value::ValueRef;
 use crate::postgres::commit::Invalidated;
 use crate::telemetry::names;
@@ -98,10 +98,61 @@ impl Images {
         for mark in marks {
             batch.mark(mark);
         }
+        self.commit(batch)
+    }
+
+    /// Puts in what was read back from the sink, with the marks that tell how far that has come.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn fill<'a>(
+        &self,
+        object_id: i16,
+        records: impl IntoIterator<Item = &'a Restored>,
+        marks: impl IntoIterator<Item = Mark>,
+    ) -> Result<(), StateError> {
+        let mut batch = WriteBatch::new();
+        for one in records {
+            let home = StoreId(one.home);
+            batch.put(&RecordKey::image(home, object_id, one.identity.as_bytes()), &one.bytes);
+            if let Some(row_key) = &one.row_key {
+                batch.put(&RecordKey::row_key(home, object_id, row_key.as_bytes()), one.identity.as_bytes());
+            }
+        }
+        for mark in marks {
+            batch.mark(mark);
+        }
+        self.commit(batch)
+    }
+
+    fn commit(&self, batch: WriteBatch) -> Result<(), StateError> {
         let started = Instant::now();
         self.store.commit(batch)?;
         histogram!(names::STATE_SECONDS, "operation" => "put").record(started.elapsed().as_secs_f64());
         Ok(())
+    }
+}
+
+/// A record as it was read back from the sink.
+pub struct Restored {
+    /// Its [`key_hash`].
+    pub hash: i64,
+    /// Its identity.
+    pub identity: Box<str>,
+    /// The position that holds it.
+    pub home: PositionId,
+    /// Its key.
+    pub row_key: Option<Box<str>>,
+    /// As the store keeps it.
+    pub bytes: Vec<u8>,
+}
+
+impl Restored {
+    /// Of a record with a home; one without is nobody's to keep.
+    pub fn of(object_id: i16, identity: Box<str>, record: &Record) -> Option<Restored> {
+        let home = record.home?;
+        let hash = key_hash(object_id, &identity);
+        Some(Restored { hash, identity, home, row_key: record.row_key.clone(), bytes: encode(record) })
     }
 }
 

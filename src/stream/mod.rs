@@ -18,6 +18,7 @@
 //! | `committer.rs` | sealed batches to Postgres |
 //! | `settle.rs` | what follows from a commit's outcome |
 //! | `late.rs` | late events into their place |
+//! | `restore.rs` | an image store that was lost, filled again beside the stream |
 //! | `tally.rs` | metrics of a batch |
 //! | `views.rs` | typed views and lookups, beside the stream |
 //! | `watch.rs` | whether a log is still the one that is being read |
@@ -46,6 +47,7 @@ mod images;
 mod late;
 mod merge;
 mod ownership;
+mod restore;
 pub mod retry;
 mod settle;
 mod tally;
@@ -201,6 +203,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         databases: Databases::default(),
         logs: Logs::default(),
         boards: Boards::default(),
+        turns: restore::turns(),
         health: settings.health.clone(),
         ended,
         running: Vec::new(),

@@ -117,10 +117,10 @@ impl Claims {
                 counter!(names::GAPS, "topic" => topic.to_string()).increment(1);
                 tracing::error!(topic = %topic, partition = claim.partition, from, to, "gap: offsets were gone before they were read");
             }
-            let start = self.prepare_store(claim, earliest)?;
+            let (start, missing_after) = self.prepare_store(claim, earliest)?;
             let found = wanted.iter().find(|one| (one.source_id, one.partition) == (claim.source_id, claim.partition));
             self.logs.claimed(of.clone(), claim.position_id, claim.epoch, found.and_then(|one| one.found));
-            tasks.entry(topic).or_default().push(Task::new(claim, start));
+            tasks.entry(topic).or_default().push(Task::new(claim, start, missing_after));
             starts.push((of, start));
         }
         for (topic, tasks) in tasks {
@@ -214,8 +214,9 @@ impl Claims {
         }
     }
 
-    /// Decides what the local records of a position are still worth (D13, D14); returns where reading starts.
-    fn prepare_store(&self, claim: &Claim, earliest: i64) -> Result<i64, String> {
+    /// Decides what the local records of a position are still worth (D13, D14); returns where reading starts, and after
+    /// which record's number some are missing.
+    fn prepare_store(&self, claim: &Claim, earliest: i64) -> Result<(i64, Option<i32>), String> {
         let store = self.images.store();
         let id = afterimage_state::PositionId(claim.position_id);
         let failed = |error: &dyn std::fmt::Display| format!("image store: {error}");
@@ -238,8 +239,9 @@ impl Claims {
         let plan = recover(mark.as_ref(), &facts, Some(earliest));
         tracing::debug!(position = claim.position_id, ?plan, "image store");
         failpoint!("restore.decided", "a failpoint".to_owned());
+        let missing_after = mark.and_then(|mark| mark.missing_after);
         let (start, known) = match plan {
-            Recovery::Use => return Ok(claim.next),
+            Recovery::Use => return Ok((claim.next, missing_after)),
             Recovery::CatchUp { from, invalidations_after, .. } => (from, invalidations_after),
             Recovery::Clear(reason) => {
                 if mark.is_some() {
@@ -248,7 +250,7 @@ impl Claims {
                 }
                 store.clear(id).map_err(|error| failed(&error))?;
                 failpoint!("restore.cleared", "a failpoint".to_owned());
-                return Ok(claim.next);
+                return Ok((claim.next, Some(0)));
             }
         };
         if known < claim.inval_seq {
@@ -263,7 +265,7 @@ impl Claims {
             self.images.apply(0, &[], &gone, []).map_err(|error| failed(&error))?;
             failpoint!("restore.invalidated", "a failpoint".to_owned());
         }
-        Ok(start)
+        Ok((start, missing_after))
     }
 }
 

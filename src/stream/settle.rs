@@ -129,6 +129,9 @@ impl Group {
         for gone in &known.invalidated {
             self.front.forget(key_hash(gone.object_id, &gone.identity));
         }
+        if let Some(restore) = &mut self.restore {
+            restore.changed(self.parts.source.object_id, known.invalidated.iter().map(|gone| &*gone.identity));
+        }
         self.await_applying();
         if !known.invalidated.is_empty() {
             // A mark says that the store is level with the sink: not of one that still catches up.
@@ -163,6 +166,10 @@ impl Group {
         }
         for gone in &committed.invalidated {
             self.front.forget(key_hash(gone.object_id, &gone.identity));
+        }
+        if let Some(restore) = &mut self.restore {
+            let gone = committed.invalidated.iter().map(|gone| &*gone.identity);
+            restore.changed(batch.object_id, batch.records.iter().map(|one| &*one.identity).chain(gone));
         }
         self.await_applying();
         let sink_id = self.parts.sink_id;

@@ -50,14 +50,16 @@ pub struct Task {
     pub silent_since: Option<Instant>,
     /// It was waited for in vain; it is not waited for again before it delivers.
     pub left_behind: bool,
+    /// Records with a greater number may be missing in the image store: nobody has put them in yet. `None` = it is whole.
+    pub missing_after: Option<i32>,
     /// Counts what could not be decoded.
     pub breaker: Breaker,
 }
 
 impl Task {
     /// A freshly claimed partition. `start` is where reading begins: before `claim.next` when the image store
-    /// has to catch up.
-    pub fn new(claim: &Claim, start: i64) -> Self {
+    /// has to catch up; `missing_after`: see the field.
+    pub fn new(claim: &Claim, start: i64, missing_after: Option<i32>) -> Self {
         Task {
             partition: claim.partition,
             position_id: claim.position_id,
@@ -74,6 +76,7 @@ impl Task {
             delivered: false,
             silent_since: None,
             left_behind: false,
+            missing_after,
             breaker: Breaker::default(),
         }
     }
@@ -138,6 +141,7 @@ impl Task {
             token: self.token.into_bytes(),
             next: self.next,
             inval_seq: self.inval_seq,
+            missing_after: self.missing_after,
         }
     }
 }
@@ -160,7 +164,7 @@ mod tests {
             claims: Vec::new(),
             gap: None,
         };
-        Task::new(&claim, start)
+        Task::new(&claim, start, None)
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::dictionary::Dictionary;
 use super::group::{BatchLimits, Command, Group, InboxCell, Parts};
 use super::images::Images;
 use super::ownership::{Claims, TopicSide};
+use super::restore::Turns;
 use super::views::Views;
 use super::watch::Logs;
 use super::{RunError, TopicMapping, TopicPlan};
@@ -41,6 +42,7 @@ pub(super) struct Topics {
     pub databases: Databases,
     pub logs: Logs,
     pub boards: Boards,
+    pub turns: Turns,
     pub health: Health,
     /// Tells which topic's thread has ended.
     pub ended: tokio::sync::mpsc::UnboundedSender<String>,
@@ -156,6 +158,7 @@ impl Topics {
                 front_memory: self.front_memory,
                 databases: Arc::clone(&self.databases),
                 align: Align::new(one.board, &self.boards),
+                turns: Arc::clone(&self.turns),
                 logs: self.logs.clone(),
                 beat: self.health.beat(format!("topic {name}")),
                 runtime: Handle::current(),

@@ -84,6 +84,13 @@ declare! {
     STATE_CLEARED = "afterimage_state_cleared_total", Form::Counter, ["reason"], Count,
         "Partitions whose images were dropped whole; reason: other_sink, unknown_claim, ahead, invalidations_ahead, too_far_behind, log_gone, invalidations_gone.";
 
+    RESTORED = "afterimage_restore_records_total", Form::Counter, ["topic"], Count,
+        "Records read back from Postgres into an image store that was lost or is new, beside the stream.";
+    RESTORE_LEFT = "afterimage_restore_remaining_records", Form::Gauge, ["topic"], Count,
+        "Records that the image store of this worker still lacks; until it is 0 they are looked up in Postgres one by one.";
+    RESTORE_SECONDS_LEFT = "afterimage_restore_remaining_seconds", Form::Gauge, ["topic"], Seconds,
+        "When the image store will be whole, at the rate so far.";
+
     // delta
     OUTCOMES = "afterimage_outcomes_total", Form::Counter, ["topic", "outcome"], Count,
         "What became of every event, exactly one outcome each (the view afterimage.outcomes has the durable counts).";

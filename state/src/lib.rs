@@ -13,7 +13,7 @@
 //! let key = RecordKey::image(PositionId(7), 1, b"0011x000003DHPxAAO");
 //! let mut batch = WriteBatch::new();
 //! batch.put(&key, b"an image");
-//! batch.mark(Mark { sink_id: [1; 16], position_id: 7, epoch: 1, token: [2; 16], next: 300, inval_seq: 0 });
+//! batch.mark(Mark { sink_id: [1; 16], position_id: 7, epoch: 1, token: [2; 16], next: 300, inval_seq: 0, missing_after: None });
 //! store.commit(batch)?;
 //! assert_eq!(store.multi_get(&[key])?, [Some(b"an image".to_vec())]);
 //! assert_eq!(store.mark(PositionId(7))?.map(|mark| mark.next), Some(300));

@@ -295,7 +295,7 @@ mod store {
     }
 
     fn mark(next: i64) -> Mark {
-        Mark { sink_id: [1; 16], position_id: 1, epoch: 1, token: [2; 16], next, inval_seq: 0 }
+        Mark { sink_id: [1; 16], position_id: 1, epoch: 1, token: [2; 16], next, inval_seq: 0, missing_after: None }
     }
 
     fn filled() -> (tempfile::TempDir, Store, Vec<Vec<u8>>) {

@@ -14,7 +14,7 @@ pub fn open(dir: &Path) -> Store {
 }
 
 pub fn mark(position_id: i32, epoch: i64, next: i64) -> Mark {
-    Mark { sink_id: [1; 16], position_id, epoch, token: [epoch as u8; 16], next, inval_seq: 0 }
+    Mark { sink_id: [1; 16], position_id, epoch, token: [epoch as u8; 16], next, inval_seq: 0, missing_after: None }
 }
 
 pub fn key(position: i32, record: u32) -> RecordKey {

@@ -1,0 +1,189 @@
+//! Reading a position's records back: block after block, each in a snapshot of its own, in the order of their numbers.
+//!
+//! A block says where its positions stood in its snapshot: its records contain what was committed below that, and
+//! nothing else. It needs no lock, and holds no snapshot longer than one block takes.
+
+use std::collections::HashMap;
+
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, IsolationLevel, Row};
+
+use super::lookup::{LookupError, Stored};
+use super::wire::Moment;
+use crate::core::judge::ObjectFacts;
+use crate::core::position::PositionId;
+use crate::core::record::Record;
+
+/// As for every look-up, see [`super::lookup`]: by index, whatever the planner believes; the joins' order is given. A
+/// count of a large registry may take its time, a block may not.
+const BLOCK_LIMITS: &str = "\
+SET LOCAL statement_timeout = '60s'; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '5s'; \
+SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off";
+const COUNT_LIMITS: &str = "SET LOCAL statement_timeout = '10min'; SET LOCAL lock_timeout = '2s'";
+
+const COUNT: &str = "SELECT count(*) FROM afterimage.record WHERE object_id = $1 AND home = ANY ($2::int[]) AND rid > $3";
+
+const PLACES: &str =
+    "SELECT position_id, epoch, next FROM afterimage.position WHERE position_id = ANY ($1::int[])";
+
+/// In the order of the primary key; the sum keeps the planner from the object's other indexes, which would sort all of its
+/// records for each block.
+const RECORDS: &str = "
+SELECT rid, sfid, home, row_key, floor_lsn, floor_ts FROM afterimage.record
+WHERE object_id + 0 = $1 AND home = ANY ($2::int[]) AND rid > $3 ORDER BY rid LIMIT $4";
+
+const KEYFRAMES: &str = "
+SELECT k.rid, k.kf, k.at, k.d
+FROM unnest($1::int[]) AS wanted(rid)
+CROSS JOIN LATERAL (
+  SELECT rid, kf, at, d FROM afterimage.keyframe WHERE rid = wanted.rid ORDER BY kf DESC LIMIT 1 OFFSET 0) k";
+
+const CHAINS: &str = "
+SELECT x.rid, x.at, x.d
+FROM unnest($1::int[], $2::int[]) AS wanted(rid, kf)
+CROSS JOIN LATERAL (SELECT rid, at, d FROM afterimage.delta WHERE rid = wanted.rid AND kf = wanted.kf OFFSET 0) x";
+
+const OLD_KEYS: &str = "
+SELECT wanted.rid, o.row_key
+FROM unnest($2::int[]) AS wanted(rid)
+CROSS JOIN LATERAL (
+  SELECT row_key FROM afterimage.old_key
+  WHERE object_id = $1 AND rid = wanted.rid ORDER BY ts DESC NULLS LAST, lsn DESC LIMIT 1 OFFSET 0) o";
+
+/// Where a position stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Which.
+    pub position_id: PositionId,
+    /// Its claim.
+    pub epoch: i64,
+    /// Its next offset.
+    pub next: i64,
+}
+
+/// The records of some positions whose numbers lie in one range, as the tables had them in one snapshot; not folded yet.
+pub struct Block {
+    /// Where the positions stood then.
+    pub places: Vec<Place>,
+    /// Up to this number nothing is left to read; `None` = nothing is left at all.
+    pub upto: Option<i32>,
+    records: Vec<Row>,
+    keyframes: Vec<Row>,
+    chains: Vec<Row>,
+    old_keys: Vec<Row>,
+}
+
+/// How many records of one object are at home at these positions and have a greater number than `after`.
+///
+/// # Errors
+/// When the query fails.
+pub async fn count(
+    client: &mut Client,
+    object_id: i16,
+    positions: &[PositionId],
+    after: i32,
+) -> Result<u64, LookupError> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute(COUNT_LIMITS).await?;
+    let wanted = &[(&object_id as _, Type::INT2), (&positions as _, Type::INT4_ARRAY), (&after as _, Type::INT4)];
+    let rows = transaction.query_typed(COUNT, wanted).await?;
+    transaction.commit().await?;
+    Ok(rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(0))? as u64)
+}
+
+/// Reads at most `most` records after `after`.
+///
+/// # Errors
+/// When a query fails.
+pub async fn read(
+    client: &mut Client,
+    object_id: i16,
+    positions: &[PositionId],
+    after: i32,
+    most: i64,
+) -> Result<Block, LookupError> {
+    let build = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+    let transaction = build.start().await?;
+    transaction.batch_execute(BLOCK_LIMITS).await?;
+    let places = transaction.query_typed(PLACES, &[(&positions, Type::INT4_ARRAY)]).await?;
+    let places = places.iter().map(|row| {
+        Ok(Place {
+            position_id: row.try_get(0)?,
+            epoch: row.try_get(1)?,
+            next: row.try_get(2)?,
+        })
+    });
+    let places = places.collect::<Result<Vec<_>, tokio_postgres::Error>>()?;
+    let wanted = &[
+        (&object_id as _, Type::INT2),
+        (&positions as _, Type::INT4_ARRAY),
+        (&after as _, Type::INT4),
+        (&most as _, Type::INT8),
+    ];
+    let records = transaction.query_typed(RECORDS, wanted).await?;
+    let mut rids: Vec<i32> = Vec::with_capacity(records.len());
+    let mut without_key: Vec<i32> = Vec::new();
+    for row in &records {
+        let rid = row.try_get(0)?;
+        rids.push(rid);
+        if row.try_get::<_, Option<&[u8]>>(3)?.is_none() {
+            without_key.push(rid);
+        }
+    }
+    let keyframes = transaction.query_typed(KEYFRAMES, &[(&rids, Type::INT4_ARRAY)]).await?;
+    let chains: Vec<(i32, i32)> =
+        keyframes.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, LookupError>>()?;
+    let (of, kfs): (Vec<i32>, Vec<i32>) = chains.into_iter().unzip();
+    let chains = transaction.query_typed(CHAINS, &[(&of, Type::INT4_ARRAY), (&kfs, Type::INT4_ARRAY)]).await?;
+    let old_keys = match without_key.is_empty() {
+        true => Vec::new(),
+        false => {
+            transaction.query_typed(OLD_KEYS, &[(&object_id, Type::INT2), (&without_key, Type::INT4_ARRAY)]).await?
+        }
+    };
+    transaction.commit().await?;
+    let upto = rids.last().copied().filter(|_| rids.len() as i64 == most);
+    Ok(Block { places, upto, records, keyframes, chains, old_keys })
+}
+
+impl Block {
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// The records' last states, by number.
+    ///
+    /// # Errors
+    /// When a stored row cannot be read.
+    pub fn fold(&self, object: &ObjectFacts) -> Result<Vec<(Box<str>, Record)>, LookupError> {
+        let mut keyframes: HashMap<i32, (i32, Moment, &[u8])> = HashMap::with_capacity(self.keyframes.len());
+        for row in &self.keyframes {
+            keyframes.insert(row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?));
+        }
+        let mut chains: HashMap<i32, Vec<(Moment, &[u8])>> = HashMap::with_capacity(self.keyframes.len());
+        for row in &self.chains {
+            chains.entry(row.try_get(0)?).or_default().push((row.try_get(1)?, row.try_get(2)?));
+        }
+        let mut old_keys: HashMap<i32, &[u8]> = HashMap::new();
+        for row in &self.old_keys {
+            old_keys.insert(row.try_get(0)?, row.try_get(1)?);
+        }
+        let folded = self.records.iter().map(|row| {
+            let rid: i32 = row.try_get(0)?;
+            let identity: &str = row.try_get(1)?;
+            let stored = Stored {
+                rid,
+                home: row.try_get(2)?,
+                row_key: row.try_get(3)?,
+                floor_lsn: row.try_get(4)?,
+                floor_ts: row.try_get(5)?,
+                keyframe: keyframes.get(&rid).copied(),
+                chain: chains.remove(&rid).unwrap_or_default(),
+                old_key: old_keys.get(&rid).copied(),
+            };
+            Ok((identity.into(), stored.fold(object)?))
+        });
+        folded.collect()
+    }
+}
