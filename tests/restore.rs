@@ -53,7 +53,12 @@ impl World {
 
     /// `one` with an empty store, held up when it has read the first records back and not put them in.
     async fn held_up(&self) -> App {
-        let action = format!("restore.read=pause:{}", self.gate().display());
+        self.held_up_and("").await
+    }
+
+    /// The same, with another failpoint.
+    async fn held_up_and(&self, more: &str) -> App {
+        let action = format!("restore.read=pause:{}{more}", self.gate().display());
         let mut one = self.deployment.worker_with("one", &[("FAILPOINTS", &action)]);
         one.wait_for_log("failpoint restore.read\n").await;
         one
@@ -121,6 +126,28 @@ async fn what_is_committed_after_it_was_read_back_is_not_overwritten() {
     one.wait_for_log(WHOLE).await;
     world.stream.rounds(RECORDS / 2, 4..6);
     caught_up(&world.client, &world.stream.ends(), &mut [&mut one]).await;
+    one.stop();
+    world.assert_history().await;
+    assert_eq!(world.verified("one"), u64::from(RECORDS));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_commit_left_is_not_put_in_before_the_commit_is_known() {
+    let mut world = World::set().await;
+    let never = world.gate.path().join("never");
+    let mut one = world.held_up_and(&format!(",commit.committed=pause:{}", never.display())).await;
+    world.stream.rounds(RECORDS, 2..3);
+    one.wait_for_log("failpoint commit.committed\n").await;
+    world.go_on();
+    // Three blocks of 500 were read before it.
+    one.wait_for_log("records were read back before their commit is known here").await;
+    one.kill9();
+    let state = world.state(&world.deployment.state_dir("one"));
+    let positions = state["positions"].as_array().unwrap();
+    assert_eq!(positions.iter().map(|one| one["images"].as_u64().unwrap()).sum::<u64>(), 1_500, "{state:#}");
+    let mut one = world.deployment.worker("one");
+    caught_up(&world.client, &world.stream.ends(), &mut [&mut one]).await;
+    one.wait_for_log(WHOLE).await;
     one.stop();
     world.assert_history().await;
     assert_eq!(world.verified("one"), u64::from(RECORDS));

@@ -4,15 +4,18 @@ use super::event::{FieldNo, Micros};
 use super::format::{self, FormatError, Header, VersionOp};
 use super::judge::ObjectFacts;
 use super::record::{Record, Version};
-use super::value::Value;
+use super::value::{Value, ValueRef};
 
 /// Applies a stored version to a record, oldest first. `seq` is its number, `at` and `d` are its row.
 ///
 /// # Errors
 /// When `d` is not a stored version; the record is as before.
 pub fn step(object: &ObjectFacts, record: &mut Record, seq: u32, at: Micros, d: &[u8]) -> Result<(), FormatError> {
-    let (header, fields) = format::decode(at, d, object.stamp_no)?;
-    step_decoded(object, record, seq, at, &header, fields);
+    if record.image.fields().len() == 0 {
+        record.image.reserve(32, d.len());
+    }
+    let header = format::decode_each(at, d, object.stamp_no, |no, value| step_field(object, record, no, value))?;
+    step_header(record, seq, at, &header);
     Ok(())
 }
 
@@ -23,8 +26,13 @@ pub fn step_decoded(
     seq: u32,
     at: Micros,
     header: &Header,
-    fields: impl IntoIterator<Item = (FieldNo, Value)>,
+    fields: &[(FieldNo, Value)],
 ) {
+    fields.iter().for_each(|(no, value)| step_field(object, record, *no, value.view()));
+    step_header(record, seq, at, header);
+}
+
+fn step_header(record: &mut Record, seq: u32, at: Micros, header: &Header) {
     let before = record.head.take();
     let lsn = if header.lsn != 0 { header.lsn } else { before.as_ref().map_or(0, |head| head.lsn) };
     record.head = Some(Version {
@@ -42,13 +50,14 @@ pub fn step_decoded(
     if header.stamp.is_some() {
         record.stamp = header.stamp;
     }
-    for (no, value) in fields {
-        if Some(no) == object.modified_by_no {
-            if let Value::Text(by) = value {
-                record.modified_by = Some(by.as_str().into());
-            }
-        } else if Some(no) != object.modified_no && Some(no) != object.stamp_no {
-            record.image.set(no, value.view());
+}
+
+fn step_field(object: &ObjectFacts, record: &mut Record, no: FieldNo, value: ValueRef<'_>) {
+    if Some(no) == object.modified_by_no {
+        if let ValueRef::Text(by) = value {
+            record.modified_by = Some(by.into());
         }
+    } else if Some(no) != object.modified_no && Some(no) != object.stamp_no {
+        record.image.set(no, value);
     }
 }

@@ -67,6 +67,12 @@ impl Image {
         self.place(no).ok().map(|at| self.value(at))
     }
 
+    /// Makes room for so many more fields and bytes of text.
+    pub fn reserve(&mut self, fields: usize, bytes: usize) {
+        self.cells.reserve(fields);
+        self.texts.reserve(bytes);
+    }
+
     /// Sets a field.
     pub fn set(&mut self, no: FieldNo, value: ValueRef<'_>) {
         let (form, text) = match value {
@@ -74,6 +80,12 @@ impl Image {
             ValueRef::Unknown => (Form::Unknown, ""),
             ValueRef::Text(text) => (Form::Text, text),
         };
+        if self.cells.last().is_none_or(|last| last.no < no) {
+            // As a keyframe is read.
+            self.texts.push_str(text);
+            self.cells.push(Cell { no, form, end: self.texts.len() as u32 });
+            return;
+        }
         let at = match self.place(no) {
             Ok(at) => at,
             Err(at) => {

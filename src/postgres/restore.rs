@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, IsolationLevel, Row};
 
 use super::lookup::{LookupError, Stored};
@@ -14,11 +14,12 @@ use crate::core::judge::ObjectFacts;
 use crate::core::position::PositionId;
 use crate::core::record::Record;
 
-/// As for every look-up, see [`super::lookup`]: by index, whatever the planner believes; the joins' order is given. A
-/// count of a large registry may take its time, a block may not.
+/// As for every look-up, see [`super::lookup`]: by index, whatever the planner believes; the joins' order is given. Pages
+/// of a range may be read in their own order. A count of a large registry may take its time, a block may not.
 const BLOCK_LIMITS: &str = "\
 SET LOCAL statement_timeout = '60s'; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '5s'; \
-SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off";
+SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
+SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off";
 const COUNT_LIMITS: &str = "SET LOCAL statement_timeout = '10min'; SET LOCAL lock_timeout = '2s'";
 
 const COUNT: &str = "SELECT count(*) FROM afterimage.record WHERE object_id = $1 AND home = ANY ($2::int[]) AND rid > $3";
@@ -39,9 +40,18 @@ CROSS JOIN LATERAL (
   SELECT rid, kf, at, d FROM afterimage.keyframe WHERE rid = wanted.rid ORDER BY kf DESC LIMIT 1 OFFSET 0) k";
 
 const CHAINS: &str = "
-SELECT x.rid, x.at, x.d
+SELECT x.rid, x.kf, x.at, x.d
 FROM unnest($1::int[], $2::int[]) AS wanted(rid, kf)
-CROSS JOIN LATERAL (SELECT rid, at, d FROM afterimage.delta WHERE rid = wanted.rid AND kf = wanted.kf OFFSET 0) x";
+CROSS JOIN LATERAL (SELECT rid, kf, at, d FROM afterimage.delta WHERE rid = wanted.rid AND kf = wanted.kf OFFSET 0) x";
+
+/// The same for all records of a range of numbers, at half the price for each. Most records have one chain.
+const KEYFRAMES_BETWEEN: &str = "
+SELECT DISTINCT ON (rid) rid, kf, at, d FROM afterimage.keyframe
+WHERE rid BETWEEN $1 AND $2 ORDER BY rid DESC, kf DESC";
+
+/// In the order of the disk, which is that of time.
+const FIRST_CHAINS_BETWEEN: &str = "
+SELECT rid, kf, at, d FROM afterimage.delta WHERE rid BETWEEN $1 AND $2 AND kf = 0";
 
 const OLD_KEYS: &str = "
 SELECT wanted.rid, o.row_key
@@ -130,11 +140,29 @@ pub async fn read(
             without_key.push(rid);
         }
     }
-    let keyframes = transaction.query_typed(KEYFRAMES, &[(&rids, Type::INT4_ARRAY)]).await?;
-    let chains: Vec<(i32, i32)> =
-        keyframes.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, LookupError>>()?;
-    let (of, kfs): (Vec<i32>, Vec<i32>) = chains.into_iter().unzip();
-    let chains = transaction.query_typed(CHAINS, &[(&of, Type::INT4_ARRAY), (&kfs, Type::INT4_ARRAY)]).await?;
+    let (first, last) = (rids.first().copied().unwrap_or(0), rids.last().copied().unwrap_or(0));
+    // Others' records lie in between, of other objects and partitions: too many of them are dearer than one by one.
+    let dense = rids.len() * 2 > (i64::from(last) - i64::from(first)) as usize;
+    let between: &[(&(dyn ToSql + Sync), Type)] = &[(&first, Type::INT4), (&last, Type::INT4)];
+    let keyframes = match dense {
+        true => transaction.query_typed(KEYFRAMES_BETWEEN, between).await?,
+        false => transaction.query_typed(KEYFRAMES, &[(&rids, Type::INT4_ARRAY)]).await?,
+    };
+    let mut chains = match dense {
+        true => transaction.query_typed(FIRST_CHAINS_BETWEEN, between).await?,
+        false => Vec::new(),
+    };
+    let (mut of, mut kfs): (Vec<i32>, Vec<i32>) = (Vec::new(), Vec::new());
+    for row in &keyframes {
+        let kf: i32 = row.try_get(1)?;
+        if kf > 0 || !dense {
+            of.push(row.try_get(0)?);
+            kfs.push(kf);
+        }
+    }
+    if !of.is_empty() {
+        chains.extend(transaction.query_typed(CHAINS, &[(&of, Type::INT4_ARRAY), (&kfs, Type::INT4_ARRAY)]).await?);
+    }
     let old_keys = match without_key.is_empty() {
         true => Vec::new(),
         false => {
@@ -146,6 +174,9 @@ pub async fn read(
     Ok(Block { places, upto, records, keyframes, chains, old_keys })
 }
 
+/// A record's number, a chain, a moment, a row.
+type Numbered<'a> = (i32, i32, Moment, &'a [u8]);
+
 impl Block {
     /// Number of records.
     pub fn len(&self) -> usize {
@@ -156,15 +187,18 @@ impl Block {
     ///
     /// # Errors
     /// When a stored row cannot be read.
-    pub fn fold(&self, object: &ObjectFacts) -> Result<Vec<(Box<str>, Record)>, LookupError> {
-        let mut keyframes: HashMap<i32, (i32, Moment, &[u8])> = HashMap::with_capacity(self.keyframes.len());
-        for row in &self.keyframes {
-            keyframes.insert(row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?));
-        }
-        let mut chains: HashMap<i32, Vec<(Moment, &[u8])>> = HashMap::with_capacity(self.keyframes.len());
-        for row in &self.chains {
-            chains.entry(row.try_get(0)?).or_default().push((row.try_get(1)?, row.try_get(2)?));
-        }
+    pub fn fold<'a>(&'a self, object: &ObjectFacts) -> Result<Vec<(Box<str>, Record)>, LookupError> {
+        let by_rid = |rows: &'a [Row]| {
+            let mut found = Vec::with_capacity(rows.len());
+            for row in rows {
+                let row: Numbered<'a> = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+                found.push(row);
+            }
+            found.sort_unstable_by_key(|(rid, ..)| *rid);
+            Ok::<_, LookupError>(found)
+        };
+        let (keyframes, chains) = (by_rid(&self.keyframes)?, by_rid(&self.chains)?);
+        let (mut keyframes, mut chains) = (keyframes.as_slice(), chains.as_slice());
         let mut old_keys: HashMap<i32, &[u8]> = HashMap::new();
         for row in &self.old_keys {
             old_keys.insert(row.try_get(0)?, row.try_get(1)?);
@@ -172,18 +206,29 @@ impl Block {
         let folded = self.records.iter().map(|row| {
             let rid: i32 = row.try_get(0)?;
             let identity: &str = row.try_get(1)?;
+            let keyframe = of(&mut keyframes, rid).first().map(|(_, kf, at, d)| (*kf, *at, *d));
+            let kf = keyframe.map(|(kf, ..)| kf);
+            let chain = of(&mut chains, rid).iter().filter(|(_, of, ..)| Some(*of) == kf);
             let stored = Stored {
                 rid,
                 home: row.try_get(2)?,
                 row_key: row.try_get(3)?,
                 floor_lsn: row.try_get(4)?,
                 floor_ts: row.try_get(5)?,
-                keyframe: keyframes.get(&rid).copied(),
-                chain: chains.remove(&rid).unwrap_or_default(),
+                keyframe,
+                chain: chain.map(|(_, _, at, d)| (*at, *d)).collect(),
                 old_key: old_keys.get(&rid).copied(),
             };
             Ok((identity.into(), stored.fold(object)?))
         });
         folded.collect()
     }
+}
+
+/// Takes the rows of a record off the front, and those of smaller numbers with them: rows of records that were not asked for.
+fn of<'r, 'a>(rows: &mut &'r [Numbered<'a>], rid: i32) -> &'r [Numbered<'a>] {
+    let from = rows.partition_point(|(other, ..)| *other < rid);
+    let (found, rest) = rows[from..].split_at(rows[from..].partition_point(|(other, ..)| *other == rid));
+    *rows = rest;
+    found
 }

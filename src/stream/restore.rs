@@ -193,8 +193,16 @@ impl Group {
                 topic = %self.parts.topic, partitions = restore.epochs.len(), records = restore.progress.total,
                 "the image store is filled from the sink; meanwhile what is missing is read through"
             );
+            self.put_off_merging(true);
         }
         self.show_restoring();
+    }
+
+    fn put_off_merging(&self, on: bool) {
+        if let Err(error) = self.parts.images.store().put_off_merging(on) {
+            // Only slower.
+            tracing::debug!(topic = %self.parts.topic, %error, "merging in the image store");
+        }
     }
 
     fn show_restoring(&self) {
@@ -207,6 +215,7 @@ impl Group {
 
     fn end_restoring(&mut self) {
         self.restore = None;
+        self.put_off_merging(false);
         self.show_restoring();
     }
 
@@ -347,6 +356,7 @@ impl Reader {
         let next = Arc::clone(&most);
         let thread = tokio::task::spawn_blocking(move || {
             while let Some(block) = receiver.blocking_recv() {
+                failpoint!("restore.read");
                 let records = match block.fold(&facts) {
                     Ok(records) => records,
                     Err(error) => {
@@ -360,7 +370,6 @@ impl Reader {
                 if let Some(each) = bytes.checked_div(records.len()) {
                     next.store(((BYTES / each.max(1)) as i64).clamp(FEWEST, MOST), Ordering::Relaxed);
                 }
-                failpoint!("restore.read");
                 let Block { places, upto, .. } = block;
                 if news.blocking_send(News::Block(Filling { places, upto, records, early: false })).is_err() {
                     return;

@@ -15,6 +15,7 @@ pub struct Store {
     // Fields drop in this order: RocksDB is closed before the directory is unlocked.
     db: DB,
     images: PathBuf,
+    options: StateOptions,
     /// Every stored mark. Its lock is the writers' lock: what is checked against the marks is written before
     /// they can change. Readers of records don't take it.
     marks: Mutex<BTreeMap<PositionId, Mark>>,
@@ -64,6 +65,7 @@ impl Store {
     pub fn open(dir: &Path, options: &StateOptions) -> Result<Store, StateError> {
         let directory = Directory::open(dir)?;
         let images = directory.images();
+        let given = options.clone();
         let options = options::engine(options);
         // Named, since batched reads want the family's handle; with its options, since it would get RocksDB's
         // defaults otherwise.
@@ -71,7 +73,7 @@ impl Store {
         let db = DB::open_cf_with_opts(&options, &images, families)
             .map_err(|error| StateError::engine("open", &images, error))?;
         let marks = Mutex::new(read_marks(&db, &images)?);
-        Ok(Store { db, images, marks, poison: OnceLock::new(), directory })
+        Ok(Store { db, images, options: given, marks, poison: OnceLock::new(), directory })
     }
 
     /// Who this disk is: a UUID made with the directory and kept in it, also by [`wipe`](crate::wipe).
@@ -223,6 +225,17 @@ impl Store {
         self.write("clear", records)?;
         stored.remove(&position);
         Ok(())
+    }
+
+    /// While `on`, files are merged later and more at a time: for whoever puts in many records at once. Each write is then
+    /// rewritten once less, and a read looks into more files.
+    ///
+    /// # Errors
+    /// [`StateError::Engine`].
+    pub fn put_off_merging(&self, on: bool) -> Result<(), StateError> {
+        let merging = options::merging(on, &self.options);
+        let merging = merging.each_ref().map(|(name, value)| (*name, value.as_str()));
+        self.db.set_options(&merging).map_err(|error| StateError::engine("set options of", &self.images, error))
     }
 
     /// How large the store is. Cheap enough for every scrape of metrics; works on a poisoned store too.

@@ -30,7 +30,7 @@ mod tests;
 use thiserror::Error;
 
 use super::event::{FieldNo, Lsn, Micros};
-use super::value::Value;
+use super::value::{Value, ValueRef};
 
 /// Versions per chain: a keyframe is written with every 64th version. A constant of the format.
 pub const CHAIN: u8 = 64;
@@ -208,6 +208,31 @@ pub fn decode(
         }
     }
     Ok((header, fields))
+}
+
+/// [`decode`] for whoever copies the values anyway: hands them to `each`, ascending by number, none of them when it fails.
+pub fn decode_each(
+    at: Micros,
+    d: &[u8],
+    stamp_field: Option<FieldNo>,
+    mut each: impl FnMut(FieldNo, ValueRef<'_>),
+) -> Result<Header, FormatError> {
+    let (mut header, json, payload) = read_header(at, d)?;
+    let Some(fields) = payload::lend(payload, json)? else {
+        let (header, fields) = decode(at, d, stamp_field)?;
+        fields.iter().for_each(|(no, value)| each(*no, value.view()));
+        return Ok(header);
+    };
+    for (no, value) in fields {
+        match value {
+            ValueRef::Text(text) if Some(no) == stamp_field => {
+                header.stamp = header.stamp.or_else(|| stamp::from_text(text));
+            }
+            _ if Some(no) == stamp_field => {}
+            value => each(no, value),
+        }
+    }
+    Ok(header)
 }
 
 /// The header alone, without a look at the payload: a stamp that stands in there is reported as none.

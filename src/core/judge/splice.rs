@@ -145,11 +145,11 @@ pub fn splice(
     for version in versions {
         let HistoryRow { at, d, .. } = &version.row;
         let (header, fields) = format::decode(*at, d, object.stamp_no)?;
-        fold::step_decoded(object, &mut whole, version.seq, *at, &header, fields.iter().cloned());
+        fold::step_decoded(object, &mut whole, version.seq, *at, &header, &fields);
         running = running.max(place_of_version(&whole));
         let of_kept = replaced.contains(&(header.position_id, header.offset));
         if from.is_none() && running < start && !of_kept {
-            fold::step_decoded(object, &mut before, version.seq, *at, &header, fields);
+            fold::step_decoded(object, &mut before, version.seq, *at, &header, &fields);
             if header.op != VersionOp::Delete && !header.local {
                 let modified = if header.modified_is_stamp { header.stamp } else { None };
                 before.system_hash = system_hash(header.stamp, modified, before.modified_by.as_deref());
