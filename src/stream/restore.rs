@@ -128,9 +128,12 @@ impl Group {
     }
 
     fn begin_restoring(&mut self) -> Result<(), Ended> {
-        let missing = |task: &&Task| task.missing_after.is_some() && task.caught_up();
-        let tasks: Vec<&Task> = self.tasks.values().filter(missing).collect();
+        let tasks: Vec<&Task> = self.tasks.values().filter(|task| task.missing_after.is_some()).collect();
         let Some(after) = tasks.iter().filter_map(|task| task.missing_after).min() else { return Ok(()) };
+        // All of them at once: each time, all records of the object are passed by.
+        if !tasks.iter().all(|task| task.caught_up()) {
+            return Ok(());
+        }
         if self.dictionary_stale {
             return self.read_dictionary();
         }
