@@ -150,7 +150,8 @@ async fn what_a_commit_left_is_not_put_in_before_the_commit_is_known() {
     one.wait_for_log(WHOLE).await;
     one.stop();
     world.assert_history().await;
-    assert_eq!(world.verified("one"), u64::from(RECORDS));
+    // What was put in was forgotten again: it may have been in the commit that was in flight.
+    assert!(world.verified("one") >= u64::from(RECORDS) - 1_500);
 }
 
 #[tokio::test(flavor = "multi_thread")]
