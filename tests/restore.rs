@@ -92,7 +92,8 @@ impl World {
 }
 
 fn counted(metrics: &str, series: &str) -> f64 {
-    let line = metrics.lines().find(|line| line.starts_with(series)).unwrap_or_else(|| panic!("no {series}:\n{metrics}"));
+    let line =
+        metrics.lines().find(|line| line.starts_with(series)).unwrap_or_else(|| panic!("no {series}:\n{metrics}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
@@ -108,7 +109,10 @@ async fn an_image_store_that_was_lost_is_filled_again_and_then_serves_everything
     world.stream.rounds(RECORDS, 2..4);
     caught_up(&world.client, &world.stream.ends(), &mut [&mut one]).await;
     let metrics = one.metrics().await;
-    assert!(!metrics.contains("afterimage_image_lookups_total{result=\"postgres\"}"), "nothing was missing:\n{metrics}");
+    assert!(
+        !metrics.contains("afterimage_image_lookups_total{result=\"postgres\"}"),
+        "nothing was missing:\n{metrics}"
+    );
     one.stop();
     world.assert_history().await;
     assert_eq!(world.verified("one"), u64::from(RECORDS));

@@ -64,7 +64,8 @@ impl Mark {
 /// Short, so that a failed assertion or a log line stays readable: `7@120 epoch 3/00ab… inval 2`.
 impl std::fmt::Debug for Mark {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Mark { sink_id: [s0, s1, ..], token: [t0, t1, ..], position_id, epoch, next, inval_seq, missing_after } = self;
+        let Mark { sink_id: [s0, s1, ..], token: [t0, t1, ..], position_id, epoch, next, inval_seq, missing_after } =
+            self;
         write!(f, "{position_id}@{next} epoch {epoch}/{t0:02x}{t1:02x}… inval {inval_seq} sink {s0:02x}{s1:02x}…")?;
         missing_after.map_or(Ok(()), |rid| write!(f, " missing after {rid}"))
     }

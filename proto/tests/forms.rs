@@ -226,7 +226,15 @@ fn a_packed_image_that_no_release_writes_is_damage() {
 /// The bytes of the first release. If this fails, old stores can't be read: raise the form, don't edit the bytes.
 #[test]
 fn form_1_keeps_its_bytes() {
-    let mark = Mark { sink_id: [1; 16], position_id: 7, epoch: 3, token: [2; 16], next: 300, inval_seq: 5, missing_after: None };
+    let mark = Mark {
+        sink_id: [1; 16],
+        position_id: 7,
+        epoch: 3,
+        token: [2; 16],
+        next: 300,
+        inval_seq: 5,
+        missing_after: None,
+    };
     let mark_bytes =
         [&[0x08, 1, 0x12, 16][..], &[1; 16], &[0x18, 7, 0x20, 3, 0x2a, 16], &[2; 16], &[0x30, 0xac, 0x02, 0x38, 5]]
             .concat();

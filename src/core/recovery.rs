@@ -428,7 +428,15 @@ mod tests {
                             if stored {
                                 let (epoch, token) = (claim.epoch, claim.token);
                                 let next = sink.content.len() as i64;
-                                let mark = Mark { sink_id: SINK, position_id: 7, epoch, token, next, inval_seq: 0, missing_after: None };
+                                let mark = Mark {
+                                    sink_id: SINK,
+                                    position_id: 7,
+                                    epoch,
+                                    token,
+                                    next,
+                                    inval_seq: 0,
+                                    missing_after: None,
+                                };
                                 disks.push((mark, sink.content.clone()));
                             }
                         }

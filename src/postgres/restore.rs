@@ -22,10 +22,10 @@ SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enabl
 SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off";
 const COUNT_LIMITS: &str = "SET LOCAL statement_timeout = '10min'; SET LOCAL lock_timeout = '2s'";
 
-const COUNT: &str = "SELECT count(*) FROM afterimage.record WHERE object_id = $1 AND home = ANY ($2::int[]) AND rid > $3";
+const COUNT: &str =
+    "SELECT count(*) FROM afterimage.record WHERE object_id = $1 AND home = ANY ($2::int[]) AND rid > $3";
 
-const PLACES: &str =
-    "SELECT position_id, epoch, next FROM afterimage.position WHERE position_id = ANY ($1::int[])";
+const PLACES: &str = "SELECT position_id, epoch, next FROM afterimage.position WHERE position_id = ANY ($1::int[])";
 
 /// In the order of the primary key; the sum keeps the planner from the object's other indexes, which would sort all of its
 /// records for each block.
@@ -116,13 +116,9 @@ pub async fn read(
     let transaction = build.start().await?;
     transaction.batch_execute(BLOCK_LIMITS).await?;
     let places = transaction.query_typed(PLACES, &[(&positions, Type::INT4_ARRAY)]).await?;
-    let places = places.iter().map(|row| {
-        Ok(Place {
-            position_id: row.try_get(0)?,
-            epoch: row.try_get(1)?,
-            next: row.try_get(2)?,
-        })
-    });
+    let places = places
+        .iter()
+        .map(|row| Ok(Place { position_id: row.try_get(0)?, epoch: row.try_get(1)?, next: row.try_get(2)? }));
     let places = places.collect::<Result<Vec<_>, tokio_postgres::Error>>()?;
     let wanted = &[
         (&object_id as _, Type::INT2),
@@ -178,11 +174,6 @@ pub async fn read(
 type Numbered<'a> = (i32, i32, Moment, &'a [u8]);
 
 impl Block {
-    /// Number of records.
-    pub fn len(&self) -> usize {
-        self.records.len()
-    }
-
     /// The records' last states, by number.
     ///
     /// # Errors

@@ -135,7 +135,15 @@ mod tests {
 
     #[test]
     fn a_mark_is_level_only_with_the_very_sink_claim_and_place() {
-        let mark = Mark { sink_id: [1; 16], position_id: 7, epoch: 3, token: [2; 16], next: 10, inval_seq: 4, missing_after: None };
+        let mark = Mark {
+            sink_id: [1; 16],
+            position_id: 7,
+            epoch: 3,
+            token: [2; 16],
+            next: 10,
+            inval_seq: 4,
+            missing_after: None,
+        };
         let sink = Uuid::from_bytes([1; 16]);
         let known = Known { next: 10, inval_seq: 4, token: Some(Uuid::from_bytes([2; 16])) };
         let of = |known: Option<&Known>| level(&mark, sink, known);

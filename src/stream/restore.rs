@@ -210,8 +210,10 @@ impl Group {
 
     fn show_restoring(&self) {
         let topic = &self.parts.topic;
-        let (left, seconds) =
-            self.restore.as_ref().map_or((0, 0.0), |restore| (restore.progress.left(), restore.progress.seconds_left()));
+        let (left, seconds) = self
+            .restore
+            .as_ref()
+            .map_or((0, 0.0), |restore| (restore.progress.left(), restore.progress.seconds_left()));
         gauge!(names::RESTORE_LEFT, "topic" => topic.to_string()).set(left as f64);
         gauge!(names::RESTORE_SECONDS_LEFT, "topic" => topic.to_string()).set(seconds);
     }

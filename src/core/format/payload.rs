@@ -75,7 +75,11 @@ pub(super) fn write<'a>(
 /// The fields, ascending by number.
 pub(super) fn read(payload: &[u8], json: bool) -> Result<Vec<(FieldNo, Value)>, FormatError> {
     let text = std::str::from_utf8(payload).map_err(|_| FormatError::Payload)?;
-    if json { read_json(text) } else { Ok(read_text(text)?.into_iter().map(|(no, value)| (no, value.into())).collect()) }
+    if json {
+        read_json(text)
+    } else {
+        Ok(read_text(text)?.into_iter().map(|(no, value)| (no, value.into())).collect())
+    }
 }
 
 /// The same, lent by a payload that is no JSON; `None` if it is.
