@@ -58,9 +58,14 @@ pub fn is_full() -> bool {
     free(&base_dir()).is_ok_and(|free| free < FULL)
 }
 
+/// Whether a program says in its log that there was none.
+pub fn is_told(log: &str) -> bool {
+    log.contains(WORDS)
+}
+
 /// What went wrong, with a full disk named as the reason where the error or a log says that there was one.
 pub fn explained(error: Error, logs: impl FnOnce() -> String) -> Error {
-    let told = format!("{error:#}").contains(WORDS) || is_full() || logs().contains(WORDS);
+    let told = is_told(&format!("{error:#}")) || is_full() || is_told(&logs());
     if !told {
         return error;
     }

@@ -178,7 +178,7 @@ pub enum RunError {
 /// partitions go, waits until there is room, and begins anew: what the store lacks is in the sink.
 ///
 /// # Errors
-/// See [`RunError`]; neither a broken connection nor a full disk alone ever ends it.
+/// See [`RunError`]. Neither a full disk nor, once it reads, a broken connection alone ever ends it.
 pub async fn run(settings: RunSettings, mut stop: oneshot::Receiver<()>) -> Result<(), RunError> {
     loop {
         match read(&settings, &mut stop).await {

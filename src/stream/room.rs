@@ -38,15 +38,16 @@ pub(super) async fn wait(
     why: &StateError,
     stop: &mut oneshot::Receiver<()>,
 ) -> Result<Waited, RunError> {
-    show(settings, why);
     upkeep::tell_no_tasks();
+    show(settings, why);
+    let mut reason = why.to_string();
     let since = Instant::now();
     let mut told = None;
     loop {
         if told.is_none_or(|at: Instant| at.elapsed() >= TELL) {
             told = Some(Instant::now());
             tracing::error!(
-                dir = %settings.state_dir.display(), reason = %why,
+                dir = %settings.state_dir.display(), reason,
                 "the disk of the image store is full: until there is room this worker reads nothing and holds no partitions; \
                  nothing is lost. Free {} MiB under that directory and it goes on by itself (a dyno that is restarted gets \
                  an empty disk)",
@@ -68,8 +69,9 @@ pub(super) async fn wait(
         match looked {
             Ok(()) => break,
             // Somebody clears the store, which makes room.
-            Err(StateError::Full { .. } | StateError::Locked(_)) => {
-                tracing::debug!(dir = %settings.state_dir.display(), "no room yet");
+            Err(error @ (StateError::Full { .. } | StateError::Locked(_))) => {
+                show(settings, &error);
+                reason = error.to_string();
             }
             Err(source) => return Err(settings.state_error(source)),
         }
