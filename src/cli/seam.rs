@@ -32,6 +32,8 @@ const LOCKED_HINT: &str = "something holds what it has to change (a long transac
                            or run it again later; nothing of it was written";
 const FAILED_HINT: &str = "nothing of it was written, what was applied before stands: mend what the server says, then run \
                            `afterimage migrate` again";
+const FULL_HINT: &str =
+    "the sink's disk is full: free or add space under PostgreSQL, then start again; nothing is lost";
 pub(super) const BROKER_HINT: &str =
     "check the brokers' addresses and TLS settings: `afterimage config show` prints what is used";
 
@@ -97,11 +99,19 @@ fn run_failure(error: RunError) -> Failure {
         RunError::Schema(error) => schema_failure(error, RIGHTS_HINT),
         RunError::Query(source) | RunError::Registry(crate::postgres::registry::RegistryError::Query(source)) => {
             let failure = Failure::new(Exit::Failed, "run", &error);
-            if is_denied(source) { failure.next(RIGHTS_HINT) } else { failure }
+            match source.code().map(|code| code.code()) {
+                Some("42501") => failure.next(RIGHTS_HINT),
+                Some("53100") => failure.next(FULL_HINT),
+                _ => failure,
+            }
         }
         RunError::Registry(_) => Failure::new(Exit::Halted, "run", &error),
         RunError::State { source: StateError::Locked(_), .. } => Failure::new(Exit::Failed, "run", &error)
             .next("give every worker on a machine its own --state-dir; what is in it may be lost"),
+        RunError::State { source: StateError::Corrupted { .. } | StateError::Format { .. }, .. } => {
+            Failure::new(Exit::Failed, "run", &error)
+                .next("`afterimage state clear` throws it away: all of it can be had from the sink")
+        }
         RunError::State { .. } => Failure::new(Exit::Failed, "run", &error)
             .next("point --state-dir at a directory that can be written; what is in it may be lost"),
         RunError::Connect(source) => connect_failure("run", source),

@@ -44,6 +44,9 @@ fn failed(verb: &str, error: &StateError) -> Failure {
         StateError::Corrupted { .. } | StateError::Format { .. } => {
             failure.next("`afterimage state clear` throws it away: all of it can be had from the sink")
         }
+        error if error.is_full() => {
+            failure.next("make room under the directory, or throw the store away: `afterimage state clear`")
+        }
         _ => failure.next("name a directory that can be read with --state-dir"),
     }
 }
@@ -233,7 +236,7 @@ async fn verify(config: &Config, args: VerifyArgs) -> Result<(), Failure> {
 fn clear(config: &Config, args: ClearArgs) -> Result<(), Failure> {
     const VERB: &str = "state clear";
     let dir = &config.state.dir;
-    // A damaged store has to go all the more; one that is in use stays.
+    // A damaged store has to go all the more, and one that can't be opened since it fills the disk; one in use stays.
     let held = match open(config, VERB) {
         Ok(None) => return nothing(config, args.json),
         Ok(Some(store)) => {
@@ -259,7 +262,8 @@ fn clear(config: &Config, args: ClearArgs) -> Result<(), Failure> {
     print::stdout(&if args.json { format!("{told:#}\n") } else { format!("{}: {what} {done}\n", dir.display()) })
 }
 
-/// Whether a store that can't be opened is damaged, and not in use or out of reach.
+/// Whether a store that can't be opened is damaged, or its disk full, and it is not in use or out of reach.
 fn wipeable(dir: &Path) -> bool {
-    matches!(Store::open(dir, &StateOptions::default()), Err(StateError::Corrupted { .. } | StateError::Format { .. }))
+    use StateError::{Corrupted, Format, Full};
+    matches!(Store::open(dir, &StateOptions::default()), Err(Corrupted { .. } | Format { .. } | Full { .. }))
 }

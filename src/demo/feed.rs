@@ -255,7 +255,8 @@ impl<'a> Feed<'a> {
         self.progress.show(now, &self.figures);
         self.workers.check()?;
         self.restart_if_due()?;
-        if self.moved.elapsed() > FULL && space::is_full() {
+        // A worker whose disk was full waits for more room than a server needs for its next write.
+        if self.moved.elapsed() > FULL && (space::is_full() || space::is_told(&self.workers.logs())) {
             bail!("nothing moves for {FULL:?}\n{}", self.workers.logs());
         }
         if self.moved.elapsed() > STUCK {

@@ -1,10 +1,6 @@
 //! Room on the disk: whether there is enough before anything is started, and whether a lack of it is why something died.
 
-use std::ffi::CString;
-use std::io;
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
-
+use afterimage_state::free;
 use anyhow::{Error, Result, bail};
 
 use super::options::{BrokerChoice, CaptureChoice, DemoOptions};
@@ -62,9 +58,14 @@ pub fn is_full() -> bool {
     free(&base_dir()).is_ok_and(|free| free < FULL)
 }
 
+/// Whether a program says in its log that there was none.
+pub fn is_told(log: &str) -> bool {
+    log.contains(WORDS)
+}
+
 /// What went wrong, with a full disk named as the reason where the error or a log says that there was one.
 pub fn explained(error: Error, logs: impl FnOnce() -> String) -> Error {
-    let told = format!("{error:#}").contains(WORDS) || is_full() || logs().contains(WORDS);
+    let told = is_told(&format!("{error:#}")) || is_full() || is_told(&logs());
     if !told {
         return error;
     }
@@ -75,21 +76,10 @@ pub fn explained(error: Error, logs: impl FnOnce() -> String) -> Error {
     ))
 }
 
-/// Bytes that this user may still write there.
-#[allow(unsafe_code)] // statvfs(3) fills a plain struct.
-fn free(dir: &Path) -> io::Result<u64> {
-    let path = CString::new(dir.as_os_str().as_bytes())?;
-    // SAFETY: a struct of numbers, for which zeros are values.
-    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends with a zero, and both live until the call is over.
-    if unsafe { libc::statvfs(path.as_ptr(), &mut found) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use anyhow::anyhow;
 

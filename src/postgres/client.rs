@@ -6,6 +6,7 @@ use std::time::Duration;
 use postgres_native_tls::MakeTlsConnector;
 use tokio_postgres::Client;
 use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
 
 /// A question that a server answers at once, if it answers at all, is waited for this long: connecting included, where
 /// somebody sits before it. One that is alive needs a fraction of a second.
@@ -86,6 +87,16 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
             text
         }
     }
+}
+
+/// What a refusal is told by, where it may last: its SQLSTATE. The text of the same trouble can name another file each time.
+pub fn kind(error: &tokio_postgres::Error) -> String {
+    error.code().map_or_else(|| describe(error), |code| code.code().to_owned())
+}
+
+/// Whether the server has no room on a disk of its own.
+pub fn is_full(error: &tokio_postgres::Error) -> bool {
+    error.code() == Some(&SqlState::DISK_FULL)
 }
 
 impl SinkSettings {

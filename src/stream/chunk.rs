@@ -59,6 +59,14 @@ impl Arrived {
 /// Looking up a whole chunk takes milliseconds, on a cold and busy server seconds.
 const QUESTION_TIME: Duration = Duration::from_secs(30);
 
+/// Why a question is asked again.
+enum Unanswered {
+    /// For a reason that may pass.
+    Refused(crate::postgres::Error),
+    /// No connection, or nothing heard on it.
+    Silent(String),
+}
+
 /// Ops and their labels; the most frequent first.
 const OPS: [(Op, &str); 4] =
     [(Op::Update, "update"), (Op::Create, "create"), (Op::Delete, "delete"), (Op::Read, "read")];
@@ -146,10 +154,7 @@ impl Group {
         self.await_applying();
         let object_id = self.parts.source.object_id;
         let wanted: Vec<(PositionId, &str)> = keys.iter().map(|(position, key)| (*position, &**key)).collect();
-        let holders = self.parts.images.holders(object_id, &wanted).map_err(|error| {
-            tracing::error!(%error, "the image store cannot be read");
-            Ended
-        })?;
+        let holders = self.parts.images.holders(object_id, &wanted).map_err(|_| Ended)?;
         gone.extend(wanted.iter().zip(holders).filter_map(|((position, _), holder)| Some((*position, holder?))));
         counter!(names::STATE_INVALIDATED, "reason" => "catch_up").increment(gone.len() as u64);
         let gone: Vec<_> = gone
@@ -157,10 +162,7 @@ impl Group {
             .map(|(position_id, identity)| crate::postgres::commit::Invalidated { position_id, object_id, identity })
             .collect();
         // No mark yet: it stays behind until a batch of this claim is committed, and a crash catches up again.
-        if let Err(error) = self.parts.images.apply(object_id, &[], &gone, []) {
-            tracing::error!(%error, "the image store cannot be written");
-            return Err(Ended);
-        }
+        self.parts.images.apply(object_id, &[], &gone, []).map_err(|_| Ended)?;
         failpoint!("restore.forgotten");
         Ok(rest)
     }
@@ -267,15 +269,17 @@ impl Group {
                     Some(client) if !client.is_closed() => client,
                     slot => match self.parts.sink.connect().await {
                         Ok(client) => slot.insert(client),
-                        Err(error) => return Err(error.to_string()),
+                        Err(error) => return Err(Unanswered::Silent(error.to_string())),
                     },
                 };
                 let answer = tokio::time::timeout(QUESTION_TIME, question(client)).await;
-                match answer.map_err(|_| format!("no answer within {} s", QUESTION_TIME.as_secs()))? {
+                let silent = || Unanswered::Silent(format!("no answer within {} s", QUESTION_TIME.as_secs()));
+                match answer.map_err(|_| silent())? {
                     Ok(answer) => Ok(Ok(answer)),
                     Err(error) => match error.into() {
                         LookupError::Query(error) if is_lasting(&error) => Ok(Err(LookupError::Query(error))),
-                        LookupError::Query(error) => Err(describe(&error)),
+                        LookupError::Query(error) if error.code().is_some() => Err(Unanswered::Refused(error)),
+                        LookupError::Query(error) => Err(Unanswered::Silent(describe(&error))),
                         stored => Ok(Err(stored)),
                     },
                 }
@@ -286,9 +290,14 @@ impl Group {
                     tracing::error!(topic = %self.parts.topic, %error, "the sink refuses a question; stopping");
                     return Err(Ended);
                 }
-                Err(error) => {
+                Err(unanswered) => {
                     tries += 1;
-                    tracing::warn!(topic = %self.parts.topic, %error, tries, "the sink does not answer; asking again");
+                    match unanswered {
+                        Unanswered::Refused(error) => self.tell_refusal("a question", &error),
+                        Unanswered::Silent(error) => {
+                            tracing::warn!(topic = %self.parts.topic, %error, tries, "the sink does not answer; asking again");
+                        }
+                    }
                     self.reader = None;
                     if self.interrupted(super::committer::pause_after(tries).min(Duration::from_secs(3))) {
                         return Err(Ended);
@@ -349,10 +358,7 @@ impl Group {
         }
         let keys: Vec<(PositionId, &str)> =
             wanted.iter().map(|(identity, (position, ..))| (*position, *identity)).collect();
-        let records = self.parts.images.get(self.parts.source.object_id, &keys).map_err(|error| {
-            tracing::error!(%error, "the image store cannot be read");
-            Ended
-        })?;
+        let records = self.parts.images.get(self.parts.source.object_id, &keys).map_err(|_| Ended)?;
         for ((_, identity), record) in keys.into_iter().zip(records) {
             if let Some(record) = record {
                 self.overlay.load_stored(identity.into(), record);

@@ -33,6 +33,7 @@ use super::committer::{Committers, Request};
 use super::databases::{Database, Databases};
 use super::dictionary::Dictionary;
 use super::images::Images;
+use super::lasting::Lasting;
 use super::merge::{Turn, next};
 use super::restore::{Restore, Turns};
 use super::settle::REST;
@@ -175,6 +176,8 @@ pub struct Group {
     pub(super) shown: Instant,
     pub(super) shown_partitions: BTreeSet<i32>,
     pub(super) failures: u32,
+    /// Why nothing is committed, since the last commit.
+    pub(super) trouble: Option<Lasting>,
     pub(super) resting: Vec<(Instant, TopicPartition)>,
     pub(super) database: Database,
     pub(super) stopping: bool,
@@ -213,6 +216,7 @@ impl Group {
             shown: Instant::now(),
             shown_partitions: BTreeSet::new(),
             failures: 0,
+            trouble: None,
             resting: Vec::new(),
             database: Database::default(),
             stopping: false,
@@ -248,6 +252,7 @@ impl Group {
         }
         self.finish(Instant::now() + Duration::from_secs(6));
         self.await_applying();
+        self.hide_lags();
     }
 
     // ---- asks -------------------------------------------------------------------------------------------

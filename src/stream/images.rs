@@ -6,6 +6,7 @@ use std::time::Instant;
 use afterimage_proto::{FieldValue, decode_record, encode_record, put_field, unpack, v1};
 use afterimage_state::{Mark, PositionId as StoreId, RecordKey, StateError, Store, WriteBatch};
 use metrics::histogram;
+use tokio::sync::mpsc;
 
 use crate::core::batch::StoredRecord;
 use crate::core::format::VersionOp;
@@ -20,30 +21,57 @@ use crate::telemetry::names;
 #[derive(Clone)]
 pub struct Images {
     store: Arc<Store>,
+    /// The store is shared: when it fails, all tasks of the worker are over, whoever met the failure.
+    failures: mpsc::UnboundedSender<StateError>,
 }
 
+/// The image store has failed. The worker was told why, and what it reads now is over.
+#[derive(Debug, thiserror::Error)]
+#[error("the image store has failed: {0}")]
+pub struct StoreFailed(String);
+
 impl Images {
-    /// Over an open store.
-    pub fn new(store: Arc<Store>) -> Self {
-        Images { store }
+    /// Over an open store; `failures` gets what it refuses.
+    pub fn new(store: Arc<Store>, failures: mpsc::UnboundedSender<StateError>) -> Self {
+        Images { store, failures }
     }
 
-    /// The store itself.
-    pub fn store(&self) -> &Store {
-        &self.store
+    fn told<T>(&self, answer: Result<T, StateError>) -> Result<T, StoreFailed> {
+        answer.map_err(|error| {
+            let failed = StoreFailed(error.to_string());
+            // Nobody listens to a worker that stops.
+            let _ = self.failures.send(error);
+            failed
+        })
+    }
+
+    /// How far the store is with a position; `None` = it holds nothing of it.
+    ///
+    /// # Errors
+    /// When the store has failed.
+    pub fn mark(&self, position: PositionId) -> Result<Option<Mark>, StoreFailed> {
+        self.told(self.store.mark(StoreId(position)))
+    }
+
+    /// Forgets everything of a position.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn clear(&self, position: PositionId) -> Result<(), StoreFailed> {
+        self.told(self.store.clear(StoreId(position)))
     }
 
     /// The records that these positions hold, in the order asked; `None` = not here, ask Postgres.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn get(&self, object_id: i16, wanted: &[(PositionId, &str)]) -> Result<Vec<Option<Record>>, StateError> {
+    pub fn get(&self, object_id: i16, wanted: &[(PositionId, &str)]) -> Result<Vec<Option<Record>>, StoreFailed> {
         let keys: Vec<RecordKey> = wanted
             .iter()
             .map(|(position, identity)| RecordKey::image(StoreId(*position), object_id, identity.as_bytes()))
             .collect();
         let started = Instant::now();
-        let found = self.store.multi_get(&keys)?;
+        let found = self.told(self.store.multi_get(&keys))?;
         histogram!(names::STATE_SECONDS, "operation" => "get").record(started.elapsed().as_secs_f64());
         Ok(found
             .into_iter()
@@ -57,12 +85,12 @@ impl Images {
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn holders(&self, object_id: i16, keys: &[(PositionId, &str)]) -> Result<Vec<Option<Box<str>>>, StateError> {
+    pub fn holders(&self, object_id: i16, keys: &[(PositionId, &str)]) -> Result<Vec<Option<Box<str>>>, StoreFailed> {
         let wanted: Vec<RecordKey> = keys
             .iter()
             .map(|(position, key)| RecordKey::row_key(StoreId(*position), object_id, key.as_bytes()))
             .collect();
-        let found = self.store.multi_get(&wanted)?;
+        let found = self.told(self.store.multi_get(&wanted))?;
         Ok(found.into_iter().map(|bytes| Some(String::from_utf8(bytes?).ok()?.into())).collect())
     }
 
@@ -77,7 +105,7 @@ impl Images {
         records: &[StoredRecord],
         gone: &[Invalidated],
         marks: impl IntoIterator<Item = Mark>,
-    ) -> Result<(), StateError> {
+    ) -> Result<(), StoreFailed> {
         let mut batch = WriteBatch::new();
         for one in gone {
             batch.delete(&RecordKey::image(StoreId(one.position_id), one.object_id, one.identity.as_bytes()));
@@ -110,7 +138,7 @@ impl Images {
         object_id: i16,
         records: impl IntoIterator<Item = &'a Restored>,
         marks: impl IntoIterator<Item = Mark>,
-    ) -> Result<(), StateError> {
+    ) -> Result<(), StoreFailed> {
         let mut batch = WriteBatch::new();
         for one in records {
             let home = StoreId(one.home);
@@ -125,9 +153,16 @@ impl Images {
         self.commit(batch)
     }
 
-    fn commit(&self, batch: WriteBatch) -> Result<(), StateError> {
+    /// While `on`, the store merges its files later: for as long as many records are put in. It only makes that faster.
+    pub fn put_off_merging(&self, on: bool) {
+        if let Err(error) = self.store.put_off_merging(on) {
+            tracing::debug!(%error, "merging in the image store");
+        }
+    }
+
+    fn commit(&self, batch: WriteBatch) -> Result<(), StoreFailed> {
         let started = Instant::now();
-        self.store.commit(batch)?;
+        self.told(self.store.commit(batch))?;
         histogram!(names::STATE_SECONDS, "operation" => "put").record(started.elapsed().as_secs_f64());
         Ok(())
     }

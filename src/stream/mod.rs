@@ -13,10 +13,12 @@
 //! | `chunk.rs` | a chunk of messages: decode, look up, judge |
 //! | `dictionary.rs` | columns and field numbers |
 //! | `images.rs` | records in the local store |
+//! | `room.rs` | waits while the disk under the local store is full |
 //! | `databases.rs` | that one org is fed by one database |
 //! | `flood.rs` | halts a partition that can't be decoded |
 //! | `committer.rs` | sealed batches to Postgres |
 //! | `settle.rs` | what follows from a commit's outcome |
+//! | `lasting.rs` | what lasts is told at growing intervals |
 //! | `late.rs` | late events into their place |
 //! | `restore.rs` | an image store that was lost, filled again beside the stream |
 //! | `tally.rs` | metrics of a batch |
@@ -44,11 +46,13 @@ mod dictionary;
 mod flood;
 mod group;
 mod images;
+mod lasting;
 mod late;
 mod merge;
 mod ownership;
 mod restore;
 pub mod retry;
+mod room;
 mod settle;
 mod tally;
 mod task;
@@ -125,6 +129,16 @@ pub struct RunSettings {
     pub health: Health,
 }
 
+impl RunSettings {
+    fn state_options(&self) -> StateOptions {
+        StateOptions { memory: self.state_memory, ..StateOptions::default() }
+    }
+
+    fn state_error(&self, source: StateError) -> RunError {
+        RunError::State { dir: self.state_dir.clone(), source }
+    }
+}
+
 /// Why a worker ended or did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -162,12 +176,27 @@ pub enum RunError {
     Unfinished(Duration),
 }
 
-/// Runs a worker until `stop` says so.
+/// Runs a worker until `stop` says so. When the disk under its image store is full, also at its start, it lets its
+/// partitions go, waits until there is room, and begins anew: what the store lacks is in the sink.
 ///
 /// # Errors
-/// See [`RunError`]; a broken connection alone never ends it.
-pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(), RunError> {
-    tokio::pin!(stop);
+/// See [`RunError`]. Neither a full disk nor, once it reads, a broken connection alone ever ends it.
+pub async fn run(settings: RunSettings, mut stop: oneshot::Receiver<()>) -> Result<(), RunError> {
+    loop {
+        match read(&settings, &mut stop).await {
+            Err(RunError::State { source, .. }) if source.is_full() => {
+                match room::wait(&settings, &source, &mut stop).await? {
+                    room::Waited::RoomAgain => {}
+                    room::Waited::AskedToStop => return Ok(()),
+                }
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// From opening the image store to closing it.
+async fn read(settings: &RunSettings, stop: &mut oneshot::Receiver<()>) -> Result<(), RunError> {
     let asked = async {
         let client = settings.sink.connect().await?;
         migrate::check(&client).await?;
@@ -176,7 +205,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     };
     // Whoever is asked to stop while the sink keeps it waiting has nothing in hand.
     let (mut client, sink_id) = tokio::select! {
-        _ = &mut stop => return Ok(()),
+        _ = &mut *stop => return Ok(()),
         answer = asked => answer?,
     };
     let metadata = tokio::task::block_in_place(|| Metadata::connect(&settings.kafka))?;
@@ -184,11 +213,10 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     let names: Vec<Arc<str>> = settings.topics.iter().map(|topic| topic.declared.topic.as_str().into()).collect();
     let described = tokio::task::block_in_place(|| metadata.describe(&names, Duration::from_secs(10)))?;
     let partitions = described.into_iter().map(|topic| (topic.name, topic.partitions)).collect();
-    let options = StateOptions { memory: settings.state_memory, ..StateOptions::default() };
-    let dir = settings.state_dir.clone();
-    let store = Store::open(&dir, &options).map_err(|source| RunError::State { dir: dir.clone(), source })?;
-    let store = Arc::new(store);
-    let images = Images::new(Arc::clone(&store));
+    let store = Store::open(&settings.state_dir, &settings.state_options());
+    let store = Arc::new(store.map_err(|source| settings.state_error(source))?);
+    let (failures, mut store_failed) = tokio::sync::mpsc::unbounded_channel();
+    let images = Images::new(Arc::clone(&store), failures);
     let (ended, mut ends) = tokio::sync::mpsc::unbounded_channel();
     let mut topics = Topics {
         sink: settings.sink.clone(),
@@ -209,8 +237,8 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         running: Vec::new(),
     };
     let prepared = tokio::select! {
-        _ = &mut stop => return Ok(()),
-        prepared = topics.prepare(&mut client, settings.topics, &partitions) => prepared?,
+        _ = &mut *stop => return Ok(()),
+        prepared = topics.prepare(&mut client, settings.topics.clone(), &partitions) => prepared?,
     };
     drop(client);
     let (failed, failure) = oneshot::channel();
@@ -218,7 +246,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         topics: RwLock::new(prepared.iter().map(|one| (Arc::clone(&one.topic), one.side())).collect()),
         sink: settings.sink.clone(),
         sink_id,
-        claimant: Claimant { worker: settings.sink.worker.clone(), config_hash: settings.config_hash },
+        claimant: Claimant { worker: settings.sink.worker.clone(), config_hash: settings.config_hash.clone() },
         images: images.clone(),
         metadata,
         kafka: settings.kafka.clone(),
@@ -226,6 +254,7 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
         runtime: Handle::current(),
         failed: Mutex::new(Some(failed)),
         halted: Mutex::default(),
+        refused: Mutex::default(),
     });
     let ownership = Arc::clone(&claims);
     let (consumer, inboxes) = tokio::task::block_in_place(|| Consumer::start(&settings.kafka, &names, ownership))?;
@@ -252,7 +281,13 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
     tokio::pin!(failure);
     loop {
         tokio::select! {
-            _ = &mut stop => break,
+            biased;
+            _ = &mut *stop => break,
+            // Before the ends that it brings about.
+            Some(source) = store_failed.recv() => {
+                outcome = Err(settings.state_error(source));
+                break;
+            }
             Ok(error) = &mut failure => {
                 outcome = Err(RunError::Kafka(error));
                 break;
@@ -268,8 +303,13 @@ pub async fn run(settings: RunSettings, stop: oneshot::Receiver<()>) -> Result<(
             }
         }
     }
-    tracing::info!("stopping");
-    settings.health.stopping();
+    match &outcome {
+        Err(RunError::State { source, .. }) if source.is_full() => room::show(settings, source),
+        _ => {
+            tracing::info!("stopping");
+            settings.health.stopping();
+        }
+    }
     let deadline = Instant::now() + Duration::from_secs(8);
     beside.iter().for_each(tokio::task::JoinHandle::abort);
     topics.ask_to_stop();

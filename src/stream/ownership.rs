@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::group::{Command, InboxCell};
 use super::images::Images;
+use super::lasting::Lasting;
 use super::task::Task;
 use super::watch::Logs;
 use crate::core::lineage::Fingerprint;
@@ -29,11 +30,6 @@ const REVOKE_TIME: Duration = Duration::from_secs(2);
 const BROKER_TIME: Duration = Duration::from_secs(4);
 /// So long it may take to see the messages that were read last. Whoever does not show theirs is not claimed yet.
 const PEEK_TIME: Duration = Duration::from_secs(3);
-
-/// A partition that stays halted is told again after this long, then after twice as long …
-const TELL_AGAIN: Duration = Duration::from_secs(10);
-/// … up to this.
-const TELL_SELDOM: Duration = Duration::from_secs(3600);
 
 /// One topic as the callbacks know it.
 #[derive(Clone)]
@@ -69,29 +65,9 @@ pub struct Claims {
     /// Where a fatal client error goes.
     pub failed: Mutex<Option<tokio::sync::oneshot::Sender<KafkaError>>>,
     /// Partitions that were given to us and can't be claimed as things are.
-    pub halted: Mutex<HashMap<TopicPartition, Halt>>,
-}
-
-/// When a halted partition is to be told of again.
-#[derive(Debug, Clone)]
-pub struct Halt {
-    reason: String,
-    again: Instant,
-    pause: Duration,
-}
-
-impl Halt {
-    /// Whether to tell of it now: the first time, when the reason is another, and at growing intervals.
-    fn tell(known: Option<&Halt>, reason: &str, now: Instant) -> (bool, Halt) {
-        match known {
-            Some(known) if known.reason == reason && now < known.again => (false, known.clone()),
-            Some(known) if known.reason == reason => {
-                let pause = (known.pause * 2).min(TELL_SELDOM);
-                (true, Halt { again: now + pause, pause, ..known.clone() })
-            }
-            _ => (true, Halt { reason: reason.to_owned(), again: now + TELL_AGAIN, pause: TELL_AGAIN }),
-        }
-    }
+    pub halted: Mutex<HashMap<TopicPartition, Lasting>>,
+    /// Why claims fail.
+    pub refused: Mutex<Option<Lasting>>,
 }
 
 impl Claims {
@@ -206,21 +182,18 @@ impl Claims {
         known.retain(|of, _| !asked.contains(of) || now_halted.contains_key(of));
         let now = Instant::now();
         for (of, reason) in now_halted {
-            let (tell, halt) = Halt::tell(known.get(&of), &reason, now);
-            if tell {
+            let mut halt = known.remove(&of);
+            if Lasting::tell(&mut halt, &reason, now) {
                 tracing::error!(topic = %of.topic, partition = of.partition, %reason, "halted");
             }
-            known.insert(of, halt);
+            known.extend(halt.map(|halt| (of, halt)));
         }
     }
 
     /// Decides what the local records of a position are still worth (D13, D14); returns where reading starts, and after
     /// which record's number some are missing.
     fn prepare_store(&self, claim: &Claim, earliest: i64) -> Result<(i64, Option<i32>), String> {
-        let store = self.images.store();
-        let id = afterimage_state::PositionId(claim.position_id);
-        let failed = |error: &dyn std::fmt::Display| format!("image store: {error}");
-        let mark = store.mark(id).map_err(|error| failed(&error))?;
+        let mark = self.images.mark(claim.position_id).map_err(|error| error.to_string())?;
         let facts = SinkFacts {
             sink_id: self.sink_id.into_bytes(),
             next: claim.next,
@@ -248,7 +221,7 @@ impl Claims {
                     counter!(names::STATE_CLEARED, "reason" => reason.label()).increment(1);
                     tracing::info!(position = claim.position_id, %reason, "the local records of a position are dropped");
                 }
-                store.clear(id).map_err(|error| failed(&error))?;
+                self.images.clear(claim.position_id).map_err(|error| error.to_string())?;
                 failpoint!("restore.cleared", "a failpoint".to_owned());
                 return Ok((claim.next, Some(0)));
             }
@@ -262,7 +235,7 @@ impl Claims {
             };
             let answer = self.runtime.block_on(async { tokio::time::timeout(CLAIM_TIME, asked).await });
             let gone = answer.map_err(|_| "the sink does not answer".to_string())??;
-            self.images.apply(0, &[], &gone, []).map_err(|error| failed(&error))?;
+            self.images.apply(0, &[], &gone, []).map_err(|error| error.to_string())?;
             failpoint!("restore.invalidated", "a failpoint".to_owned());
         }
         Ok((start, missing_after))
@@ -282,6 +255,7 @@ impl Ownership for Claims {
         counter!(names::REBALANCES, "kind" => "assigned").increment(1);
         match self.claim_all(partitions) {
             Ok(starts) => {
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 counter!(names::CLAIMS, "result" => "claimed").increment(starts.len() as u64);
                 let refused = partitions.len().saturating_sub(starts.len());
                 counter!(names::CLAIMS, "result" => "refused").increment(refused as u64);
@@ -289,7 +263,10 @@ impl Ownership for Claims {
             }
             Err(reason) => {
                 counter!(names::CLAIMS, "result" => "timed_out").increment(partitions.len() as u64);
-                tracing::warn!(%reason, partitions = partitions.len(), "partitions not claimed; trying again");
+                let mut known = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+                if Lasting::tell(&mut known, &reason, Instant::now()) {
+                    tracing::warn!(%reason, partitions = partitions.len(), "partitions not claimed; trying again");
+                }
                 Vec::new()
             }
         }
@@ -328,27 +305,5 @@ impl Ownership for Claims {
         if let Some(failed) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = failed.send(error.clone());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_lasting_halt_is_told_at_growing_intervals_and_a_new_reason_at_once() {
-        let start = Instant::now();
-        let (mut known, mut told) = (None, Vec::new());
-        // A claim is tried again every second, for two hours.
-        for second in 0..7200 {
-            let (tell, halt) = Halt::tell(known.as_ref(), "cut", start + Duration::from_secs(second));
-            known = Some(halt);
-            if tell {
-                told.push(second);
-            }
-        }
-        assert_eq!(told, [0, 10, 30, 70, 150, 310, 630, 1270, 2550, 5110]);
-        let (tell, halt) = Halt::tell(known.as_ref(), "gone", start);
-        assert!(tell && halt.pause == TELL_AGAIN);
     }
 }

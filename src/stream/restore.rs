@@ -196,16 +196,9 @@ impl Group {
                 topic = %self.parts.topic, partitions = restore.epochs.len(), records = restore.progress.total,
                 "the image store is filled from the sink; meanwhile what is missing is read through"
             );
-            self.put_off_merging(true);
+            self.parts.images.put_off_merging(true);
         }
         self.show_restoring();
-    }
-
-    fn put_off_merging(&self, on: bool) {
-        if let Err(error) = self.parts.images.store().put_off_merging(on) {
-            // Only slower.
-            tracing::debug!(topic = %self.parts.topic, %error, "merging in the image store");
-        }
     }
 
     fn show_restoring(&self) {
@@ -220,7 +213,7 @@ impl Group {
 
     fn end_restoring(&mut self) {
         self.restore = None;
-        self.put_off_merging(false);
+        self.parts.images.put_off_merging(false);
         self.show_restoring();
     }
 

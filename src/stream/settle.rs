@@ -9,12 +9,14 @@ use metrics::{counter, gauge, histogram};
 use super::applying::Applying;
 use super::committer::pause_after;
 use super::group::{Command, Group, Parts};
+use super::lasting::Lasting;
 use super::tally::{count_outcomes, count_versions};
 use crate::core::batch::{OpenBatch, SealedBatch};
 use crate::core::lineage::Fingerprint;
 use crate::core::position::PositionId;
 use crate::core::record::key_hash;
 use crate::kafka::TopicPartition;
+use crate::postgres::client::{describe, is_full, kind};
 use crate::postgres::commit::{CommitError, Committed};
 use crate::postgres::search;
 use crate::telemetry::names;
@@ -32,6 +34,7 @@ impl Group {
         match answer {
             Some(Ok(committed)) => {
                 self.failures = 0;
+                self.trouble_is_over();
                 self.committed(batch, committed);
             }
             None => self.claim_again("the outcome of a commit is unknown"),
@@ -64,11 +67,37 @@ impl Group {
                 self.pause(&reason);
                 self.rewind(&reason);
             }
-            error @ (CommitError::Again(_) | CommitError::Refused(_)) => {
-                tracing::error!(topic = %self.parts.topic, %error, "the sink refuses a batch; trying again");
-                self.pause(&error.to_string());
-                self.rewind(&error.to_string());
+            CommitError::Again(error) | CommitError::Refused(error) => {
+                self.tell_refusal("a batch", &error);
+                self.pause(&kind(&error));
+                self.rewind(&describe(&error));
             }
+        }
+    }
+
+    /// The sink has refused something and is going to be asked again: for as long as it takes, so it is told now and then.
+    pub(super) fn tell_refusal(&mut self, what: &str, error: &crate::postgres::Error) {
+        let (topic, reason) = (Arc::clone(&self.parts.topic), describe(error));
+        let tell = Lasting::tell(&mut self.trouble, &kind(error), Instant::now());
+        if is_full(error) {
+            self.parts.beat.health().sink_full(Some(format!("the sink's disk is full: {reason}")));
+            if tell {
+                tracing::error!(
+                    %topic, error = %reason,
+                    "the sink's disk is full: nothing of this topic is committed until there is room, and nothing is lost. \
+                     Free or add space under PostgreSQL and it goes on by itself"
+                );
+            }
+        } else if tell {
+            tracing::error!(%topic, error = %reason, "the sink refuses {what}; trying again");
+        }
+    }
+
+    /// The sink takes what this topic writes.
+    fn trouble_is_over(&mut self) {
+        if let Some(trouble) = self.trouble.take() {
+            self.parts.beat.health().sink_full(None);
+            tracing::info!(topic = %self.parts.topic, after = ?trouble.since(), "the sink takes batches again");
         }
     }
 
@@ -88,7 +117,9 @@ impl Group {
         self.failures += 1;
         if self.failures > 1 {
             let pause = pause_after(self.failures - 1);
-            tracing::warn!(topic = %self.parts.topic, failures = self.failures, ?pause, reason, "no progress");
+            if Lasting::tell(&mut self.trouble, reason, Instant::now()) {
+                tracing::warn!(topic = %self.parts.topic, failures = self.failures, ?pause, reason, "no progress");
+            }
             let until = Instant::now() + pause;
             while Instant::now() < until && !self.stopping {
                 self.parts.beat.now();
@@ -228,6 +259,14 @@ impl Group {
         }
     }
 
+    /// This worker has no partitions of the topic any more: none lags here.
+    pub(super) fn hide_lags(&mut self) {
+        for partition in std::mem::take(&mut self.shown_partitions) {
+            let labels = [("topic", self.parts.topic.to_string()), ("partition", partition.to_string())];
+            gauge!(names::LAG, &labels).set(0.0);
+        }
+    }
+
     /// A batch is in the image store, or can't be written there.
     fn applied(&mut self, number: u64, result: Result<(), String>) {
         if result.is_ok() {
@@ -253,13 +292,11 @@ impl Group {
         }
     }
 
-    /// The image store is a cache: if it cannot be written it is of no use, but nothing is lost.
+    /// The image store is a cache: if it cannot be written nothing is lost, but nothing can be built on it any more. Why
+    /// is told by the worker, once for all topics.
     pub(super) fn check_store(&mut self, result: Result<(), String>) {
         if let Err(error) = result {
-            tracing::error!(
-                %error,
-                "the image store cannot be written: free space under its directory, or start again with an empty one"
-            );
+            tracing::debug!(topic = %self.parts.topic, %error, "ending");
             self.stopping = true;
         }
     }

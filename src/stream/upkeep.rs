@@ -134,6 +134,16 @@ pub(super) async fn show_gone(sink: &SinkSettings, process: Uuid) {
     let _ = tokio::time::timeout(TELL, asked).await;
 }
 
+/// The states of partitions, for the metric.
+const TASK_STATES: [&str; 6] = ["created", "restoring", "running", "waiting", "closed", "halted"];
+
+/// Tells the metrics that this worker holds nothing.
+pub(super) fn tell_no_tasks() {
+    for state in TASK_STATES {
+        gauge!(names::TASKS, "state" => state).set(0.0);
+    }
+}
+
 /// Tells metrics and health how many partitions are in which state.
 pub(super) async fn tell(health: Health, consumer: Consumer, claims: Arc<Claims>, boards: Boards) {
     let beat = health.beat("kafka");
@@ -151,14 +161,8 @@ pub(super) async fn tell(health: Health, consumer: Consumer, claims: Arc<Claims>
             waiting += tasks[2];
         }
         let created = holding.unclaimed - halted;
-        for (state, count) in [
-            ("created", created),
-            ("restoring", restoring),
-            ("running", running),
-            ("waiting", waiting),
-            ("closed", holding.released),
-            ("halted", halted),
-        ] {
+        let counts = [created, restoring, running, waiting, holding.released, halted];
+        for (state, count) in TASK_STATES.into_iter().zip(counts) {
             gauge!(names::TASKS, "state" => state).set(count as f64);
         }
         health.partitions(Partitions {

@@ -2,7 +2,7 @@
 //!
 //! *Alive*: its threads come round. A sink or a broker that does not answer is no reason to restart the worker, so it
 //! does not count here. *Ready*: started, its partitions claimed or none given to it, the sink answers, with the schema
-//! that this program needs.
+//! that this program needs, and neither its own disk nor the sink's is full.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +18,9 @@ pub const ASK_SINK: Duration = Duration::from_secs(2);
 /// The sink's last answer is believed for this long, whatever the asking meanwhile: so long it takes at most until a sink
 /// that fell silent is told of. What is left of it for the next answer is ample for one that is not overloaded.
 const SINK_ANSWER: Duration = Duration::from_secs(5);
+/// That the sink's disk is full is believed for this long, or until a commit: whoever met it tries again more often, but may
+/// have lost the partitions meanwhile.
+const SINK_FULL: Duration = Duration::from_secs(60);
 
 /// What the process knows of its own health. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -34,6 +37,10 @@ struct State {
     beats: BTreeMap<String, Arc<AtomicU64>>,
     sink: Option<(Instant, Result<(), String>)>,
     partitions: Option<Partitions>,
+    /// Why the worker holds nothing.
+    disk_full: Option<String>,
+    /// Why the sink takes nothing.
+    sink_full: Option<(Instant, String)>,
     stopping: bool,
 }
 
@@ -62,6 +69,11 @@ impl Beat {
     /// The thread moves.
     pub fn now(&self) {
         self.at.store(self.health.elapsed(), Ordering::Relaxed);
+    }
+
+    /// What it belongs to.
+    pub fn health(&self) -> &Health {
+        &self.health
     }
 }
 
@@ -103,6 +115,23 @@ impl Health {
         self.lock().partitions = Some(partitions);
     }
 
+    /// The worker lets its partitions go and waits for room on its own disk; with the reason.
+    pub fn disk_full(&self, reason: String) {
+        self.lock().disk_full = Some(reason);
+    }
+
+    /// It begins anew: nothing that was said of its partitions and the sink is true any more.
+    pub fn starting(&self) {
+        let mut state = self.lock();
+        let State { sink, partitions, disk_full, sink_full, .. } = &mut *state;
+        (*sink, *partitions, *disk_full, *sink_full) = (None, None, None, None);
+    }
+
+    /// The sink refused something because its disk is full, with the reason; or it takes commits again: `None`.
+    pub fn sink_full(&self, reason: Option<String>) {
+        self.lock().sink_full = reason.map(|reason| (Instant::now(), reason));
+    }
+
     /// The process is about to end.
     pub fn stopping(&self) {
         self.lock().stopping = true;
@@ -129,12 +158,20 @@ impl Health {
         if state.stopping {
             return not("stopping");
         }
+        if let Some(reason) = &state.disk_full {
+            return not(reason);
+        }
         let Some(partitions) = state.partitions else { return not("starting") };
         match &state.sink {
             None => return not("the sink was not asked yet"),
             Some((_, Err(reason))) => return not(reason),
             Some((at, Ok(()))) if at.elapsed() > SINK_ANSWER => return not("the sink does not answer"),
             Some((_, Ok(()))) => {}
+        }
+        if let Some((at, reason)) = &state.sink_full
+            && at.elapsed() < SINK_FULL
+        {
+            return not(reason);
         }
         let Partitions { claimed, unclaimed, resting, halted } = partitions;
         let counts = json!({ "claimed": claimed, "unclaimed": unclaimed, "resting": resting, "halted": halted });
@@ -175,6 +212,18 @@ mod tests {
             ready && body["partitions"] == json!({"claimed": 4, "unclaimed": 0, "resting": 0, "halted": 1}),
             "{body}"
         );
+        health.sink_full(Some("no room there".into()));
+        assert_eq!(reason(&health), "no room there");
+        health.sink_full(None);
+        assert_eq!(reason(&health), "");
+        health.lock().sink_full = Some((Instant::now() - SINK_FULL, "no room there".into()));
+        assert_eq!(reason(&health), "", "whoever told it would have met it again by now");
+        health.disk_full("no room here".into());
+        health.partitions(Partitions::default());
+        assert_eq!(reason(&health), "no room here");
+        health.starting();
+        assert_eq!(reason(&health), "starting", "what was said before is no longer true");
+        health.disk_full("no room here".into());
         health.stopping();
         assert_eq!(reason(&health), "stopping");
     }

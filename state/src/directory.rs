@@ -6,6 +6,7 @@
 //! <dir>/instance-id   a UUID, made once: who this disk is, for as long as the disk lives
 //! <dir>/images/       RocksDB
 //! <dir>/wiped/        what `wipe` has set aside and not deleted yet
+//! <dir>/room          while `check_room` looks for room
 //! ```
 
 use std::{
@@ -54,6 +55,7 @@ impl Directory {
         let directory = Directory { path: path.to_owned(), instance_id, _lock: lock };
         make_private(&directory.images())?;
         remove_tree(&path.join("wiped"))?;
+        remove_room(path)?;
         Ok(directory)
     }
 
@@ -62,7 +64,7 @@ impl Directory {
     }
 }
 
-fn lock(dir: &Path) -> Result<File, StateError> {
+pub(crate) fn lock(dir: &Path) -> Result<File, StateError> {
     make_private(dir)?;
     let path = dir.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(StateError::io(&path))?;
@@ -124,6 +126,18 @@ fn write_whole(dir: &Path, name: &str, text: &str) -> Result<(), StateError> {
 /// Images are customers' data: directories that we make are for our user alone.
 fn make_private(path: &Path) -> Result<(), StateError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(StateError::io(path))
+}
+
+/// What `check_room` writes; left behind by a process that was killed meanwhile.
+pub(crate) fn room(dir: &Path) -> PathBuf {
+    dir.join("room")
+}
+
+pub(crate) fn remove_room(dir: &Path) -> Result<(), StateError> {
+    match fs::remove_file(room(dir)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(StateError::io(dir)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn remove_tree(path: &Path) -> Result<(), StateError> {

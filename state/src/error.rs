@@ -1,10 +1,14 @@
 //! What can go wrong, named by what the caller can do about it.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use afterimage_proto::{Mark, WireError};
 
 use crate::PositionId;
+
+/// How the system says ENOSPC and EDQUOT.
+const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
 /// Why the store refused.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +62,18 @@ pub enum StateError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// RocksDB refused (disk full, too many open files, …).
+    /// No room is left on the disk, or none that this user may use. Nothing else is wrong: make some,
+    /// [`check_room`](crate::check_room) tells when there is enough, then drop the store and open it again.
+    #[error("{operation} in {}: no room on the disk: {detail}", path.display())]
+    Full {
+        /// What was being done.
+        operation: &'static str,
+        /// The store's directory, or a file in it.
+        path: PathBuf,
+        /// What the system said.
+        detail: String,
+    },
+    /// RocksDB refused (too many open files, a broken disk, …).
     #[error("{operation} in {}: {detail}", path.display())]
     Engine {
         /// What was being done.
@@ -71,11 +86,25 @@ pub enum StateError {
 }
 
 impl StateError {
-    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> StateError + '_ {
-        move |source| StateError::Io { path: path.to_owned(), source }
+    /// Whether a full disk is the reason, also that of an earlier failed write.
+    pub fn is_full(&self) -> bool {
+        match self {
+            StateError::Full { .. } => true,
+            StateError::Poisoned(reason) => says_full(reason),
+            _ => false,
+        }
     }
 
-    /// Damage and everything else are told apart by RocksDB's own word for it.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> StateError + '_ {
+        move |source| match source.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                StateError::Full { operation: "write", path: path.to_owned(), detail: source.to_string() }
+            }
+            _ => StateError::Io { path: path.to_owned(), source },
+        }
+    }
+
+    /// Damage, a full disk and everything else are told apart by RocksDB's own words for it: it passes the system's on.
     pub(crate) fn engine(operation: &'static str, path: &Path, error: rocksdb::Error) -> StateError {
         let (path, kind) = (path.to_owned(), error.kind());
         let detail = error.into_string();
@@ -83,6 +112,8 @@ impl StateError {
         // missing permission must stay apart from it, since wiping doesn't mend those.
         if kind == rocksdb::ErrorKind::Corruption || detail.contains("No such file or directory") {
             StateError::Corrupted { path, detail }
+        } else if says_full(&detail) {
+            StateError::Full { operation, path, detail }
         } else {
             StateError::Engine { operation, path, detail }
         }
@@ -94,4 +125,8 @@ impl StateError {
             other => StateError::Corrupted { path: path.to_owned(), detail: other.to_string() },
         }
     }
+}
+
+fn says_full(text: &str) -> bool {
+    FULL.iter().any(|words| text.contains(words))
 }

@@ -25,6 +25,7 @@ mod directory;
 mod error;
 mod layout;
 mod options;
+mod room;
 mod store;
 
 pub use afterimage_proto::Mark;
@@ -33,4 +34,5 @@ pub use directory::wipe;
 pub use error::StateError;
 pub use layout::{FORMAT, PositionId, RecordKey};
 pub use options::StateOptions;
+pub use room::{check_room, free};
 pub use store::{Contents, Stats, Store};

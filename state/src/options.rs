@@ -8,7 +8,7 @@ use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Optio
 pub struct StateOptions {
     /// Bytes of memory for the whole store: cached blocks, their indexes and filters, and write buffers,
     /// whatever the number of positions. At least 4 MiB, smaller values count as that.
-    /// Default 128 MiB, an eighth of a 1 GiB machine. Raise it while block reads show in a profile.
+    /// Default 64 MiB, a sixteenth of a 1 GiB machine. Raise it while block reads show in a profile.
     pub memory: usize,
     /// Threads that flush and compact behind the writers. Default 2.
     pub background_threads: u16,
@@ -19,6 +19,13 @@ impl StateOptions {
     pub const MEMORY: usize = 64 << 20;
     /// Least [`memory`](StateOptions::memory).
     pub const LEAST_MEMORY: usize = 4 << 20;
+
+    /// Bytes that have to be free on the disk before a store that has met a full one is opened again: what is in the
+    /// log becomes table files of at most the write buffers' size, and compaction writes as much beside them. With
+    /// less it would soon be full again.
+    pub fn room(&self) -> u64 {
+        self.budget() as u64 / 2
+    }
 
     /// Memory, its bound applied.
     fn budget(&self) -> usize {

@@ -60,8 +60,8 @@ impl Store {
     /// Open the store in `dir`; makes one if there is none.
     ///
     /// # Errors
-    /// [`StateError::Locked`], [`StateError::Format`], [`StateError::Corrupted`], [`StateError::Io`],
-    /// [`StateError::Engine`]: the variants say what to do.
+    /// [`StateError::Locked`], [`StateError::Format`], [`StateError::Corrupted`], [`StateError::Full`],
+    /// [`StateError::Io`], [`StateError::Engine`]: the variants say what to do.
     pub fn open(dir: &Path, options: &StateOptions) -> Result<Store, StateError> {
         let directory = Directory::open(dir)?;
         let images = directory.images();
@@ -181,7 +181,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StateError::Rewound`] and [`StateError::Unmarked`]: nothing written, the store lives on.
-    /// [`StateError::Engine`], [`StateError::Corrupted`]: the store is poisoned from now on.
+    /// [`StateError::Full`], [`StateError::Engine`], [`StateError::Corrupted`]: the store is poisoned from now on.
     pub fn commit(&self, batch: WriteBatch) -> Result<(), StateError> {
         let mut stored = self.marks_lock()?;
         for (position, &offered) in &batch.marks {
@@ -209,7 +209,7 @@ impl Store {
     /// Forget everything of a position, its mark included, at once.
     ///
     /// # Errors
-    /// [`StateError::Engine`], [`StateError::Corrupted`]: the store is poisoned from now on.
+    /// [`StateError::Full`], [`StateError::Engine`], [`StateError::Corrupted`]: the store is poisoned from now on.
     pub fn clear(&self, position: PositionId) -> Result<(), StateError> {
         let mut stored = self.marks_lock()?;
         let (from, to) = layout::range(position);
