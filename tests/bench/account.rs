@@ -135,9 +135,7 @@ impl Source {
             return None;
         }
         let index = if self.made < records {
-            let first =
-                Account { phone: phone(&mut self.rng), score: self.rng.random_range(1..20), changes: 0, editor: 0 };
-            self.accounts.push(first);
+            self.accounts.push(Account::new(&mut self.rng));
             self.made as u32
         } else {
             let index = self.rng.random_range(0..self.load.records);
@@ -154,29 +152,68 @@ impl Source {
 
     fn edit(&mut self, index: u32, changed: &mut impl FnMut(Change<'_>)) {
         let account = &mut self.accounts[index as usize];
-        let next = loop {
-            let next = phone(&mut self.rng);
-            if next != account.phone {
-                break next;
-            }
-        };
-        // From 1 to 19, and another one than now.
-        let score = self.rng.random_ratio(3, 5).then(|| (account.score + self.rng.random_range(0..18)) % 19 + 1);
-        account.editor = if self.rng.random_ratio(1, 10) { self.rng.random_range(1..20) } else { 0 };
-        account.changes += 1;
-        let old = std::mem::replace(&mut account.phone, next);
-        let scores = score.map(|score| (std::mem::replace(&mut account.score, score), score));
+        let (old, scores) = account.edit(&mut self.rng);
         changed(Change { record: index, seq: account.changes, phone: (&old, &account.phone), score: scores });
     }
 
     fn write(&mut self, index: u32, at: Micros) {
-        self.key.clear();
-        _ = write!(self.key, r#"{{"id":{}}}"#, row_id(index));
-        self.value.clear();
-        self.value.push_str(r#"{"before":null,"after":"#);
-        write_row(&mut self.value, self.load.seed, index, &self.accounts[index as usize], at);
-        write_tail(&mut self.value, at, self.made);
+        let place = Place { at, number: self.made };
+        write_key(&mut self.key, index);
+        write_update(&mut self.value, self.load.seed, index, &self.accounts[index as usize], place);
     }
+}
+
+impl Account {
+    /// A record as it is when it is seen first.
+    pub fn new(rng: &mut SmallRng) -> Account {
+        Account { phone: phone(rng), score: rng.random_range(1..20), changes: 0, editor: 0 }
+    }
+
+    /// Changes it; the phone before, and the score before and after if it has another one now.
+    pub fn edit(&mut self, rng: &mut SmallRng) -> (Box<str>, Option<(u8, u8)>) {
+        let next = loop {
+            let next = phone(rng);
+            if next != self.phone {
+                break next;
+            }
+        };
+        // From 1 to 19, and another one than now.
+        let score = rng.random_ratio(3, 5).then(|| (self.score + rng.random_range(0..18)) % 19 + 1);
+        self.editor = if rng.random_ratio(1, 10) { rng.random_range(1..20) } else { 0 };
+        self.changes += 1;
+        let old = std::mem::replace(&mut self.phone, next);
+        (old, score.map(|score| (std::mem::replace(&mut self.score, score), score)))
+    }
+}
+
+/// Where a message stands in its source.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Source time.
+    pub at: Micros,
+    /// Number of the event; the place in the source's log comes of it.
+    pub number: u64,
+}
+
+/// The key of a record's messages.
+pub fn write_key(key: &mut String, index: u32) {
+    key.clear();
+    _ = write!(key, r#"{{"id":{}}}"#, row_id(index));
+}
+
+/// An update of a record, or its touch.
+pub fn write_update(value: &mut String, seed: u64, index: u32, account: &Account, place: Place) {
+    value.clear();
+    value.push_str(r#"{"before":null,"after":"#);
+    write_row(value, seed, index, account, place.at);
+    write_tail(value, "u", place);
+}
+
+/// The deletion of a record: of the row it shows the key only, as with PostgreSQL's default replica identity.
+pub fn write_deletion(value: &mut String, index: u32, place: Place) {
+    value.clear();
+    _ = write!(value, r#"{{"before":{{"id":{}}},"after":null"#, row_id(index));
+    write_tail(value, "d", place);
 }
 
 /// A message with the row before the change as well, as `REPLICA IDENTITY FULL` gives it. For single measurements.
@@ -185,7 +222,7 @@ pub fn with_before(load: Load, index: u32, old: &Account, new: &Account, at: Mic
     write_row(&mut value, load.seed, index, old, at - STEP);
     value.push_str(r#","after":"#);
     write_row(&mut value, load.seed, index, new, at);
-    write_tail(&mut value, at, 1);
+    write_tail(&mut value, "u", Place { at, number: 1 });
     value.into_bytes()
 }
 
@@ -260,7 +297,8 @@ fn write_row(out: &mut String, seed: u64, index: u32, account: &Account, at: Mic
     _ = write!(out, r#","sfid":"{}","id":{},"_hc_lastop":"SYNCED","_hc_err":null}}"#, sfid(index), row_id(index));
 }
 
-fn write_tail(out: &mut String, at: Micros, number: u64) {
+fn write_tail(out: &mut String, op: &str, place: Place) {
+    let Place { at, number } = place;
     let lsn = 0x16_B374_D848 + number * LOG_STEP;
     let done = at + 340_000;
     _ = write!(
@@ -268,7 +306,7 @@ fn write_tail(out: &mut String, at: Micros, number: u64) {
         concat!(
             r#","source":{{"version":"2.7.4.Final","connector":"postgresql","name":"calm_connector_27001","ts_ms":{},"#,
             r#""snapshot":"false","db":"d8kbench","sequence":"[\"{}\",\"{}\"]","ts_us":{},"ts_ns":{},"schema":"salesforce","#,
-            r#""table":"account","txId":{},"lsn":{},"xmin":null}},"transaction":null,"op":"u","ts_ms":{},"ts_us":{},"#,
+            r#""table":"account","txId":{},"lsn":{},"xmin":null}},"transaction":null,"op":"{}","ts_ms":{},"ts_us":{},"#,
             r#""ts_ns":{}}}"#
         ),
         at / 1_000,
@@ -278,6 +316,7 @@ fn write_tail(out: &mut String, at: Micros, number: u64) {
         at * 1_000,
         700_000 + number,
         lsn,
+        op,
         done / 1_000,
         done,
         done * 1_000

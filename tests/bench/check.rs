@@ -54,6 +54,11 @@ impl Expected {
         }
     }
 
+    /// Takes note of so many more events.
+    pub fn more_events(&mut self, events: u64) {
+        self.events += events;
+    }
+
     /// Changes in all.
     pub fn changes(&self) -> u64 {
         self.changes
@@ -111,13 +116,13 @@ impl Expected {
 }
 
 /// The first 60 bits of a text's MD5, so that PostgreSQL can add them up.
-fn digest(text: &str) -> u128 {
+pub fn digest(text: &str) -> u128 {
     let hash: [u8; 16] = Md5::digest(text.as_bytes()).into();
     u128::from_be_bytes(hash) >> 68
 }
 
-/// [`digest`] in SQL.
-fn sql_digest(text: &str) -> String {
+/// The sum of [`digest`] over a query's rows, in SQL.
+pub fn sql_digest(text: &str) -> String {
     format!("coalesce(sum(('x' || substr(md5({text}), 1, 15))::bit(60)::bigint), 0)::text")
 }
 

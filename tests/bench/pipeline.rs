@@ -4,12 +4,16 @@
 mod account;
 mod check;
 mod cpu;
+mod feed;
 mod listener;
 mod machine;
 mod options;
+mod partitions;
 mod poller;
 mod product;
+mod recovery;
 mod report;
+mod restore;
 mod rival;
 mod size;
 mod stage;
@@ -26,7 +30,7 @@ use clap::Parser;
 use account::{Load, Source};
 use check::Expected;
 use machine::Machine;
-use options::{Options, Stream};
+use options::{Options, Part, Stream};
 use product::{Deployment, Product};
 use report::{Measured, ProductRun, Report, RivalRuns};
 use rival::{Kind, Order};
@@ -72,11 +76,21 @@ async fn bench(options: &Options) -> Result<(), String> {
     let stage = Stage::start().await;
     let machine = Machine::here(stage.postgres_says().await, dir.path());
     let mut bench = Bench { options, product: Product::copy_to(dir.path()), stage, dir, kept: Vec::new() };
-    let mut report = Report { machine, results: Vec::new() };
-    for records in &options.records {
+    let mut report = Report { machine, results: Vec::new(), recoveries: Vec::new(), memory: None };
+    for records in options.records(&[50_000, 500_000]) {
         for stream in options.streams() {
-            report.results.push(bench.measure(stream, *records).await?);
+            report.results.push(bench.measure(stream, records).await?);
         }
+    }
+    if options.wants(Part::Recovery) {
+        for records in options.records(&[1_000_000]) {
+            let (stage, product, dir) = (&bench.stage, &bench.product, bench.dir.path());
+            report.recoveries.push(recovery::measure(options, stage, product, dir, records).await?);
+        }
+    }
+    if options.wants(Part::Partitions) {
+        let (stage, product, dir) = (&bench.stage, &bench.product, bench.dir.path());
+        report.memory = Some(partitions::measure(options, stage, product, dir).await?);
     }
     if options.json {
         eprintln!("\n{report}");
@@ -111,7 +125,8 @@ struct Kept {
 impl Bench<'_> {
     /// One stream at one number of records.
     async fn measure(&mut self, stream: Stream, records: u32) -> Result<Measured, String> {
-        let Options { partitions, repeat, seed, compression, .. } = self.options;
+        let Options { repeat, seed, compression, .. } = self.options;
+        let partitions = self.options.partitions(6);
         let events = self.options.events(stream);
         let mut load = Load { records, events, noops: stream.noops(), seed: *seed, from: 0 };
         // The stream ends about now: what stands in the history is as long as it is in real life.
@@ -127,12 +142,13 @@ impl Bench<'_> {
 
         eprintln!("\n{}, {records} records, {events} events", stream.name());
         eprintln!("   filling the topic: each record once");
-        stage.create_topic(&topic, *partitions).await;
+        stage.create_topic(&topic, partitions).await;
         let (middle, _) = stage.fill(&topic, &mut source, &mut expected, u64::from(records), compression).await;
         assert_eq!(middle.values().sum::<i64>(), i64::from(records), "the broker has another number of messages");
 
         let state = self.dir.path().join(format!("state-{topic}"));
-        let deployment = Deployment { topic: &topic, group: &group, state: &state, settings: &settings };
+        let topics = [topic.clone()];
+        let deployment = Deployment { topics: &topics, group: &group, state: &state, settings: &settings };
         let first = stage.create_database().await;
         let watched = stage.watch(&first).await;
         self.product.migrate(stage, &watched, &deployment);
@@ -187,7 +203,7 @@ impl Bench<'_> {
             records,
             events,
             changes: expected.changes(),
-            partitions: *partitions,
+            partitions,
             message_bytes: bytes as f64 / events as f64,
             compression: compression.clone(),
             baseline,

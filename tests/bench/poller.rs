@@ -1,6 +1,7 @@
 //! The floor: librdkafka alone, which counts the messages and looks at nothing.
 
-use rdkafka::consumer::BaseConsumer;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::rival::{Done, Order, SILENCE, assign, ready};
 
@@ -21,7 +22,6 @@ pub fn one_by_one(consumer: &BaseConsumer, order: &Order) -> Done {
 #[allow(unsafe_code)] // the crate does not wrap this one call
 pub fn in_batches(consumer: &BaseConsumer, order: &Order) -> Done {
     use rdkafka::bindings as rd;
-    use rdkafka::consumer::Consumer;
 
     let mut slots: Vec<*mut rd::rd_kafka_message_t> = vec![std::ptr::null_mut(); 1_000];
     // SAFETY: the client is alive as long as the consumer, and this function borrows it. A manual assignment is used, so
@@ -51,4 +51,26 @@ pub fn in_batches(consumer: &BaseConsumer, order: &Order) -> Done {
     // SAFETY: our reference, given back once.
     unsafe { rd::rd_kafka_queue_destroy(queue) };
     done
+}
+
+/// As a member of a group with the product's settings: says so when it has its first message, and reads on until it is
+/// killed.
+pub fn member(order: &Order) {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &order.brokers).set("group.id", format!("{}.member", order.topic));
+    config.set("session.timeout.ms", "6000").set("heartbeat.interval.ms", "2000").set("max.poll.interval.ms", "60000");
+    config.set("partition.assignment.strategy", "cooperative-sticky").set("auto.offset.reset", "earliest");
+    config.set("enable.auto.commit", "false");
+    let consumer: BaseConsumer = config.create().unwrap();
+    consumer.subscribe(&[&order.topic]).unwrap();
+    let mut said = false;
+    loop {
+        // An error here is a broker that is asked again.
+        if let Some(Ok(_)) = consumer.poll(SILENCE)
+            && !said
+        {
+            said = true;
+            println!("reads");
+        }
+    }
 }

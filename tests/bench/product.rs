@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -24,10 +26,10 @@ pub struct Product {
     dir: PathBuf,
 }
 
-/// One sink and one topic.
+/// One sink and its topics.
 pub struct Deployment<'a> {
-    /// Topic.
-    pub topic: &'a str,
+    /// Topics, each of an org of its own.
+    pub topics: &'a [String],
     /// Consumer group: part of a sink's identity, so a copy of a database keeps it.
     pub group: &'a str,
     /// Image store.
@@ -57,6 +59,74 @@ pub struct Run {
     pub threads: BTreeMap<String, f64>,
 }
 
+/// The org of the topic with this number.
+pub fn org(number: usize) -> String {
+    format!("bench{number}")
+}
+
+/// A running `afterimage run`.
+pub struct Worker {
+    child: Child,
+    log: PathBuf,
+    /// Where this life begins in its log.
+    from: usize,
+}
+
+impl Worker {
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// # Panics
+    /// When it has ended, with the end of its log.
+    pub fn assert_running(&mut self) {
+        if let Some(status) = self.child.try_wait().unwrap() {
+            panic!("the worker ended with {status}:\n{}", tail(&self.log));
+        }
+    }
+
+    /// kill -9, and waits for the end.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Stops it in order; the CPU that it had used in all.
+    ///
+    /// # Panics
+    /// When it does not exit with 0.
+    pub async fn stop(&mut self) -> Duration {
+        let pid = self.pid();
+        child::signal(&self.child, libc::SIGTERM).unwrap();
+        wait_for("the worker's end", LIMIT, async || if cpu::has_ended(pid) { Ok(()) } else { Err("running") }).await;
+        let own = cpu::of_process(pid);
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "the worker ended with {status}:\n{}", tail(&self.log));
+        own
+    }
+
+    /// What `/metrics` answers now; `None` while it does not answer yet.
+    pub fn metrics(&self) -> Option<String> {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let address = log.get(self.from..)?.split("metrics are served at http://").nth(1)?.split("/metrics").next()?;
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+        write!(stream, "GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+}
+
+/// The sum of a metric's samples on a page; `None` when it has none.
+pub fn metric(page: &str, name: &str) -> Option<f64> {
+    let samples = page
+        .lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' ')));
+    samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).reduce(|sum, sample| sum + sample)
+}
+
 impl Product {
     /// Copies the program into `dir`.
     pub fn copy_to(dir: &Path) -> Product {
@@ -66,16 +136,22 @@ impl Product {
     }
 
     fn config(&self, stage: &Stage, database: &Watched, deployment: &Deployment<'_>) -> PathBuf {
-        let Deployment { topic, group, state, settings } = deployment;
-        let text = format!(
+        let Deployment { topics, group, state, settings } = deployment;
+        let mut text = format!(
             // Dotted, so that the settings may add to each of these tables.
             "{settings}\nkafka.brokers = \"{}\"\nkafka.group = \"{group}\"\npostgres.url = \"{}\"\nstate.dir = \"{}\"\n\
-             metrics.listen = \"127.0.0.1:0\"\n\n[[org]]\nname = \"bench\"\ntopics = [\"{topic}\"]\n\n\
-             [[object]]\norg = \"bench\"\nname = \"account\"\ntypes = {DECLARED}\n",
+             metrics.listen = \"127.0.0.1:0\"\n",
             stage.broker.bootstrap(),
             database.url,
             state.display()
         );
+        for (number, topic) in topics.iter().enumerate() {
+            text.push_str(&format!(
+                "\n[[org]]\nname = \"{org}\"\ntopics = [\"{topic}\"]\n\n\
+                 [[object]]\norg = \"{org}\"\nname = \"account\"\ntypes = {DECLARED}\n",
+                org = org(number)
+            ));
+        }
         let path = self.dir.join(format!("{}.toml", database.name));
         fs::write(&path, text).unwrap();
         path
@@ -99,6 +175,15 @@ impl Product {
         assert!(status.success(), "migrate ended with {status}:\n{}", tail(&log));
     }
 
+    /// Starts it.
+    pub fn start(&self, stage: &Stage, database: &Watched, deployment: &Deployment<'_>) -> Worker {
+        let config = self.config(stage, database, deployment);
+        let log = self.dir.join(format!("{}.log", database.name));
+        let from = fs::metadata(&log).map_or(0, |file| file.len() as usize);
+        let child = child::spawn_bound(self.command("run", &config, &log), LastSignal::Kill).unwrap();
+        Worker { child, log, from }
+    }
+
     /// Runs until everything up to `ends` is committed, then stops it in order. `profiler` is a shell command that
     /// starts with the consumption; `{pid}` in it becomes the process id.
     pub async fn run(
@@ -109,20 +194,18 @@ impl Product {
         ends: &BTreeMap<i32, i64>,
         profiler: Option<&str>,
     ) -> Run {
-        let config = self.config(stage, database, deployment);
-        let log = self.dir.join(format!("{}.log", database.name));
         let before = place(database).await;
         let wanted: i64 = ends.values().sum();
         let wal = database.wal_bytes().await;
         let started = Moment::of(std::process::id(), stage, database);
-        let mut worker = child::spawn_bound(self.command("run", &config, &log), LastSignal::Kill).unwrap();
-        let pid = worker.id();
+        let mut worker = self.start(stage, database, deployment);
+        let pid = worker.pid();
         let moment = || Moment::of(pid, stage, database);
 
         // Claimed: from now on it reads. Nothing was read before, since a claim says where to begin.
         let claims = before.epochs + ends.len() as i64;
         wait_for("the claim of all partitions", LIMIT, async || {
-            assert_running(&mut worker, &log);
+            worker.assert_running();
             if place(database).await.epochs >= claims { Ok(()) } else { Err("not claimed") }
         })
         .await;
@@ -132,7 +215,7 @@ impl Product {
 
         let mut shown = Instant::now();
         wait_for("the end of the topic", LIMIT, async || {
-            assert_running(&mut worker, &log);
+            worker.assert_running();
             let now = place(database).await.next;
             if shown.elapsed() > Duration::from_secs(5) {
                 shown = Instant::now();
@@ -151,11 +234,7 @@ impl Product {
         let peak_memory = cpu::peak_memory(pid);
         let wal = database.wal_bytes().await - wal;
 
-        child::signal(&worker, libc::SIGTERM).unwrap();
-        wait_for("the worker's end", LIMIT, async || if cpu::has_ended(pid) { Ok(()) } else { Err("running") }).await;
-        let afterwards = cpu::of_process(pid).saturating_sub(ended.own).as_secs_f64();
-        let status = worker.wait().unwrap();
-        assert!(status.success(), "the worker ended with {status}:\n{}", tail(&log));
+        let afterwards = worker.stop().await.saturating_sub(ended.own).as_secs_f64();
         if let Some(mut profiler) = profiler {
             profiler.wait().unwrap();
         }
@@ -194,12 +273,6 @@ fn profile(command: &str, pid: u32) -> Child {
     child::spawn_bound(shell, LastSignal::Terminate).unwrap()
 }
 
-fn assert_running(worker: &mut Child, log: &Path) {
-    if let Some(status) = worker.try_wait().unwrap() {
-        panic!("the worker ended with {status}:\n{}", tail(log));
-    }
-}
-
 fn tail(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
@@ -207,7 +280,7 @@ fn tail(log: &Path) -> String {
 }
 
 /// Bytes of all files below a directory.
-fn disk(dir: &Path) -> u64 {
+pub fn disk(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .map(|entry| match entry.metadata() {

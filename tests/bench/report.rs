@@ -5,6 +5,8 @@ use std::fmt::{self, Display, Formatter};
 use serde::Serialize;
 
 use super::machine::Machine;
+use super::partitions::Memory;
+use super::recovery::Recovery;
 use super::size::Sizes;
 use super::stage::Used;
 use super::{product, rival};
@@ -16,6 +18,10 @@ pub struct Report {
     pub machine: Machine,
     /// Stream by stream.
     pub results: Vec<Measured>,
+    /// After kill -9, by number of records.
+    pub recoveries: Vec<Recovery>,
+    /// Many partitions.
+    pub memory: Option<Memory>,
 }
 
 /// One stream at one number of records.
@@ -72,7 +78,8 @@ pub struct Spread {
 }
 
 impl Spread {
-    fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
+    /// Of no run there is none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
@@ -95,7 +102,7 @@ impl Display for Spread {
 }
 
 /// A figure as people read it.
-fn short(value: f64) -> String {
+pub fn short(value: f64) -> String {
     match value.abs() {
         magnitude if magnitude >= 1_000.0 => grouped(value.round() as i64),
         magnitude if magnitude >= 100.0 => format!("{value:.0}"),
@@ -104,7 +111,8 @@ fn short(value: f64) -> String {
     }
 }
 
-fn grouped(number: i64) -> String {
+/// A whole number with separators.
+pub fn grouped(number: i64) -> String {
     let digits = number.unsigned_abs().to_string();
     let mut text = if number < 0 { "-".to_string() } else { String::new() };
     for (at, digit) in digits.chars().enumerate() {
@@ -150,6 +158,12 @@ impl Display for Report {
         writeln!(f, "with      librdkafka {librdkafka}; Kafka 4.1.1 on {java}; PostgreSQL {postgres}")?;
         for result in &self.results {
             write!(f, "\n{result}")?;
+        }
+        for recovery in &self.recoveries {
+            write!(f, "\n{recovery}")?;
+        }
+        if let Some(memory) = &self.memory {
+            write!(f, "\n{memory}")?;
         }
         Ok(())
     }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use afterimage::demo::child::{self, LastSignal};
 use rdkafka::config::ClientConfig;
@@ -29,6 +29,8 @@ pub enum Kind {
         /// Rows in one transaction.
         rows: u32,
     },
+    /// A member of a group that says when its first message has come, and reads on until it is killed.
+    Member,
 }
 
 /// What a rival has to do.
@@ -94,14 +96,53 @@ pub fn run(stage: &Stage, database: &Watched, order: &Order) -> Run {
     Run { events: done.messages, bytes: done.bytes, used: begun.until(&ended) }
 }
 
+/// kill -9 of a bare group member, and at once the next one of the same group with the product's settings: seconds to the
+/// next one's first message. It is what the group itself takes, whatever its members do.
+pub fn killed_member(stage: &Stage, topic: &str) -> f64 {
+    let order = Order {
+        kind: Kind::Member,
+        brokers: stage.broker.bootstrap(),
+        topic: topic.into(),
+        from: BTreeMap::new(),
+        messages: u64::MAX,
+        url: String::new(),
+    };
+    let member = || {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.arg(ARGUMENT).arg(serde_json::to_string(&order).unwrap());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        child::spawn_bound(command, LastSignal::Kill).unwrap()
+    };
+    let reads = |member: &mut Child| {
+        let mut line = String::new();
+        BufReader::new(member.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "the member ended before its first message");
+    };
+    let mut first = member();
+    reads(&mut first);
+    let killed = Instant::now();
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let mut next = member();
+    reads(&mut next);
+    let took = killed.elapsed().as_secs_f64();
+    next.kill().unwrap();
+    next.wait().unwrap();
+    took
+}
+
 /// The rival's side. Returns when its work is done and looked at.
 pub fn main(order: &str) {
     let order: Order = serde_json::from_str(order).unwrap();
+    if order.kind == Kind::Member {
+        return poller::member(&order);
+    }
     let consumer = consumer(&order);
     let done = match order.kind {
         Kind::Poll => poller::one_by_one(&consumer, &order),
         Kind::Batch => poller::in_batches(&consumer, &order),
         Kind::Listener { rows } => listener::run(&consumer, &order, rows),
+        Kind::Member => Done { messages: 0, bytes: 0 },
     };
     println!("{}", serde_json::to_string(&done).unwrap());
     // Until the other side has taken its time.

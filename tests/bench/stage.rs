@@ -83,26 +83,12 @@ impl Stage {
         count: u64,
         compression: &str,
     ) -> (BTreeMap<i32, i64>, u64) {
-        let mut config = self.broker.client();
-        config.set("enable.idempotence", "true").set("partitioner", "murmur2_random").set("linger.ms", "50");
-        config.set("batch.size", PRODUCER_BATCH).set("compression.type", compression);
-        config.set("queue.buffering.max.messages", "300000").set("queue.buffering.max.kbytes", "524288");
-        let producer: BaseProducer = config.create().unwrap();
+        let producer = self.producer(50, compression);
         let mut bytes = 0;
         for made in 0..count {
             let Some((key, value)) = source.next(|change| expected.take(&change)) else { panic!("the source is dry") };
             bytes += (key.len() + value.len()) as u64;
-            let mut record = BaseRecord::to(topic).key(key).payload(value);
-            loop {
-                match producer.send(record) {
-                    Ok(()) => break,
-                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
-                        record = back;
-                        producer.poll(Duration::from_millis(10));
-                    }
-                    Err((error, _)) => panic!("{topic}: {error}"),
-                }
-            }
+            send(&producer, BaseRecord::to(topic).key(key).payload(value));
             if made % 1_000 == 0 {
                 producer.poll(Duration::ZERO);
             }
@@ -113,6 +99,16 @@ impl Stage {
         let synced = Command::new("sync").status().expect("sync");
         assert!(synced.success(), "sync failed");
         (ends, bytes)
+    }
+
+    /// A producer that is set up as a connector's; it collects messages for at most this many milliseconds.
+    pub fn producer(&self, linger: u32, compression: &str) -> BaseProducer {
+        let mut config = self.broker.client();
+        config.set("enable.idempotence", "true").set("partitioner", "murmur2_random");
+        config.set("linger.ms", linger.to_string());
+        config.set("batch.size", PRODUCER_BATCH).set("compression.type", compression);
+        config.set("queue.buffering.max.messages", "300000").set("queue.buffering.max.kbytes", "524288");
+        config.create().unwrap()
     }
 
     /// CPU of both servers until now.
@@ -185,6 +181,20 @@ impl Watched {
             stage.admin.query_one(sessions, &[&name]).await.unwrap().get::<_, i64>(0) == 0
         })
         .await;
+    }
+}
+
+/// Hands a message to a producer, as soon as it has room for it.
+pub fn send(producer: &BaseProducer, mut record: BaseRecord<'_, [u8], [u8]>) {
+    loop {
+        match producer.send(record) {
+            Ok(()) => return,
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                record = back;
+                producer.poll(Duration::from_millis(10));
+            }
+            Err((error, back)) => panic!("{}: {error}", back.topic),
+        }
     }
 }
 
