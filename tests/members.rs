@@ -307,6 +307,38 @@ mod real {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_static_member_that_is_killed_has_its_partitions_back_without_a_rebalance() {
+        let broker = Broker::shared();
+        let (connector, bootstrap) = (unique("calm"), broker.bootstrap());
+        let (_, deployment, sink) = deployment(&bootstrap, &connector).await;
+        let topic = format!("{connector}.emea.account");
+        broker.create_topic(&topic, 4).await;
+        let mut stream = Stream::on(&bootstrap, &topic, 4);
+        stream.rounds(20, 0..3);
+        let fixed = [("AFTERIMAGE_KAFKA__STATIC_MEMBER", "true")];
+        let mut one = deployment.worker_with("one", &fixed);
+        let mut two = deployment.worker_with("two", &fixed);
+        held_by(&sink, &["one", "two"]).await;
+        caught_up(&sink, &stream.ends(), &mut [&mut one, &mut two]).await;
+        let rebalances = |worker: &App| worker.log().matches(" by the group partitions=").count();
+        let before = rebalances(&two);
+        for round in 3..6 {
+            one.kill9();
+            one = deployment.worker_with("one", &fixed);
+            stream.rounds(20, round..round + 1);
+            caught_up(&sink, &stream.ends(), &mut [&mut one, &mut two]).await;
+        }
+        assert_eq!(rebalances(&two), before, "{}", two.log());
+        // Stopped for good, it is missed when its session ends.
+        one.stop();
+        stream.rounds(20, 6..8);
+        caught_up(&sink, &stream.ends(), &mut [&mut two]).await;
+        held_by(&sink, &["two"]).await;
+        two.stop();
+        assert_nothing_is_lost(&sink, &stream, &stream.ends()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn topics_and_partitions_that_appear_on_kafka_are_read_from_their_beginning() {
         let broker = Broker::shared();
         let (connector, bootstrap) = (unique("calm"), broker.bootstrap());

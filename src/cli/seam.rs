@@ -54,6 +54,7 @@ pub(super) async fn run(config: Config, health: Health) -> Result<(), Failure> {
 }
 
 async fn run_settings(config: Config, health: Health) -> Result<RunSettings, Failure> {
+    let static_member = config.kafka()?.static_member;
     let kafka = kafka_settings(config.kafka()?, &config);
     let sink = sink_settings(config.postgres()?, &config, None);
     let topics = topics(&config, &kafka).await?;
@@ -61,6 +62,7 @@ async fn run_settings(config: Config, health: Health) -> Result<RunSettings, Fai
     Ok(RunSettings {
         kafka,
         sink,
+        static_member,
         state_dir: config.state.dir.clone(),
         state_memory: usize::try_from(config.state.memory).unwrap_or(usize::MAX),
         front_memory: usize::try_from(config.state.front).unwrap_or(usize::MAX),

@@ -29,6 +29,8 @@ pub struct KafkaSettings {
     pub prefix: String,
     /// TLS, or `None` for plain text.
     pub tls: Option<Tls>,
+    /// Whether the worker is a static member of the group, under the id of its state directory.
+    pub static_member: bool,
     /// librdkafka properties of `[kafka.extra]`; none that the processor's promises stand on.
     pub extra: BTreeMap<String, Secret>,
 }

@@ -61,6 +61,11 @@ pub const KEYS: &[Key] = &[
         None,
         "compare the brokers' host names with their certificates; default true, but false with the CA of a Heroku attachment, whose certificates do not carry host names",
     ),
+    key(
+        "kafka.static_member",
+        Some("false"),
+        "true: a worker that is killed and started again with the same state.dir has its partitions back within a second or two; but one that is stopped for good keeps them from others for the session's 6 s. Only where state.dir survives",
+    ),
     secret(
         "postgres.url",
         "the sink: postgres://user:password@host/database; DATABASE_URL and TIME_MACHINE_URL (wins) work too",

@@ -373,6 +373,7 @@ fn read_kafka(
         extra.insert(property, Secret::new(value));
     }
     let verify = read.truth("kafka.verify_hostname");
+    let static_member = read.truth("kafka.static_member").unwrap_or_default();
     let mut pems = ["kafka.ca", "kafka.cert", "kafka.key"].map(|path| read_pem(read, path, shown));
     let group = read.text("kafka.group").unwrap_or_else(|| format!("afterimage.{sink}"));
     let group = if group.starts_with(prefix) { group } else { format!("{prefix}{group}") };
@@ -424,7 +425,7 @@ fn read_kafka(
         }
         (_, None) => None,
     };
-    Some(KafkaSettings { brokers: brokers.list, group, prefix: prefix.to_owned(), tls, extra })
+    Some(KafkaSettings { brokers: brokers.list, group, prefix: prefix.to_owned(), tls, static_member, extra })
 }
 
 /// A PEM text, given as such or as the path of a file. Never quotes the value: a key pasted in a form

@@ -111,6 +111,8 @@ pub struct RunSettings {
     pub kafka: KafkaSettings,
     /// Sink.
     pub sink: SinkSettings,
+    /// A static member of the group, under the id of the image store's directory: for disks that survive the process.
+    pub static_member: bool,
     /// Directory of the image store.
     pub state_dir: PathBuf,
     /// Its memory, bytes.
@@ -257,7 +259,11 @@ async fn read(settings: &RunSettings, stop: &mut oneshot::Receiver<()>) -> Resul
         refused: Mutex::default(),
     });
     let ownership = Arc::clone(&claims);
-    let (consumer, inboxes) = tokio::task::block_in_place(|| Consumer::start(&settings.kafka, &names, ownership))?;
+    let member = KafkaSettings {
+        group_instance_id: settings.static_member.then(|| store.instance_id().to_owned()),
+        ..settings.kafka.clone()
+    };
+    let (consumer, inboxes) = tokio::task::block_in_place(|| Consumer::start(&member, &names, ownership))?;
     topics.start(prepared, &inboxes, &consumer)?;
     tracing::info!(topics = names.len(), group = %settings.kafka.group, "reading");
 

@@ -200,7 +200,11 @@ pub async fn measure(
     let topic = format!("{}.salesforce.account", unique("bench"));
     let group = format!("afterimage.{topic}");
     let state = dir.join(format!("state-{topic}"));
-    let settings = options.settings();
+    let mut settings = options.settings();
+    if !settings.contains("kafka.static_member") {
+        // As whoever has a disk that survives would have it.
+        settings.push_str("kafka.static_member = true\n");
+    }
     let topics = [topic.clone()];
     let deployment = Deployment { topics: &topics, group: &group, state: &state, settings: &settings };
 
