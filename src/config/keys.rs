@@ -53,6 +53,11 @@ pub const KEYS: &[Key] = &[
     ),
     key("kafka.prefix", Some(""), "KAFKA_PREFIX of multi-tenant Heroku plans: stands before topic and group names"),
     key("kafka.attachment", Some("KAFKA"), "name of the Heroku attachment: reads <NAME>_URL, <NAME>_TRUSTED_CERT, …"),
+    key(
+        "kafka.static_member",
+        Some("false"),
+        "true: a worker that is killed and started again with the same state.dir has its partitions back within a second or two; but one that is stopped for good keeps them from others for the session's 6 s. Only where state.dir survives",
+    ),
     secret("kafka.ca", "CA that signed the brokers' certificates: PEM text or a file; default the system's CAs"),
     secret("kafka.cert", "client certificate: PEM text or a file"),
     secret("kafka.key", "private key of the client certificate: PEM text or a file"),
@@ -60,11 +65,6 @@ pub const KEYS: &[Key] = &[
         "kafka.verify_hostname",
         None,
         "compare the brokers' host names with their certificates; default true, but false with the CA of a Heroku attachment, whose certificates do not carry host names",
-    ),
-    key(
-        "kafka.static_member",
-        Some("false"),
-        "true: a worker that is killed and started again with the same state.dir has its partitions back within a second or two; but one that is stopped for good keeps them from others for the session's 6 s. Only where state.dir survives",
     ),
     secret(
         "postgres.url",

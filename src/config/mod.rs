@@ -374,6 +374,7 @@ fn read_kafka(
     }
     let verify = read.truth("kafka.verify_hostname");
     let static_member = read.truth("kafka.static_member").unwrap_or_default();
+    shown.set("kafka.static_member", static_member);
     let mut pems = ["kafka.ca", "kafka.cert", "kafka.key"].map(|path| read_pem(read, path, shown));
     let group = read.text("kafka.group").unwrap_or_else(|| format!("afterimage.{sink}"));
     let group = if group.starts_with(prefix) { group } else { format!("{prefix}{group}") };
