@@ -15,15 +15,12 @@ use crate::core::position::PositionId;
 use crate::core::record::Record;
 
 /// As for every look-up, see [`super::lookup`]: by index, whatever the planner believes; the joins' order is given. Pages
-/// of a range may be read in their own order. A count of a large registry may take its time, a block may not.
+/// of a range may be read in their own order.
 const BLOCK_LIMITS: &str = "\
 SET LOCAL statement_timeout = '60s'; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '5s'; \
 SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; \
 SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL jit = off";
-const COUNT_LIMITS: &str = "SET LOCAL statement_timeout = '10min'; SET LOCAL lock_timeout = '2s'";
-
-const COUNT: &str =
-    "SELECT count(*) FROM afterimage.record WHERE object_id = $1 AND home = ANY ($2::int[]) AND rid > $3";
+const LAST: &str = "SELECT max(rid) FROM afterimage.record";
 
 const PLACES: &str = "SELECT position_id, epoch, next FROM afterimage.position WHERE position_id = ANY ($1::int[])";
 
@@ -31,7 +28,7 @@ const PLACES: &str = "SELECT position_id, epoch, next FROM afterimage.position W
 /// records for each block.
 const RECORDS: &str = "
 SELECT rid, sfid, home, row_key, floor_lsn, floor_ts FROM afterimage.record
-WHERE object_id + 0 = $1 AND home = ANY ($2::int[]) AND rid > $3 ORDER BY rid LIMIT $4";
+WHERE object_id + 0 = $1 AND home = ANY ($2::int[]) AND rid > $3 AND rid <= $4 ORDER BY rid LIMIT $5";
 
 const KEYFRAMES: &str = "
 SELECT k.rid, k.kf, k.at, k.d
@@ -75,33 +72,35 @@ pub struct Place {
 pub struct Block {
     /// Where the positions stood then.
     pub places: Vec<Place>,
-    /// Up to this number nothing is left to read; `None` = nothing is left at all.
-    pub upto: Option<i32>,
+    /// Up to this number nothing is left to read.
+    pub upto: i32,
     records: Vec<Row>,
     keyframes: Vec<Row>,
     chains: Vec<Row>,
     old_keys: Vec<Row>,
 }
 
-/// How many records of one object are at home at these positions and have a greater number than `after`.
+/// The greatest number that a record has, of any object; 0 if there is none.
 ///
 /// # Errors
 /// When the query fails.
-pub async fn count(
-    client: &mut Client,
-    object_id: i16,
-    positions: &[PositionId],
-    after: i32,
-) -> Result<u64, LookupError> {
-    let transaction = client.transaction().await?;
-    transaction.batch_execute(COUNT_LIMITS).await?;
-    let wanted = &[(&object_id as _, Type::INT2), (&positions as _, Type::INT4_ARRAY), (&after as _, Type::INT4)];
-    let rows = transaction.query_typed(COUNT, wanted).await?;
-    transaction.commit().await?;
-    Ok(rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(0))? as u64)
+pub async fn last(client: &Client) -> Result<i32, LookupError> {
+    let rows = client.query_typed(LAST, &[]).await?;
+    Ok(rows.first().map_or(Ok(None), |row| row.try_get::<_, Option<i32>>(0))?.unwrap_or(0))
 }
 
-/// Reads at most `most` records after `after`.
+/// What a block is to be made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Records with a greater number.
+    pub after: i32,
+    /// And at most this one. It bounds how many records of others are passed by.
+    pub to: i32,
+    /// At most so many.
+    pub most: i64,
+}
+
+/// Reads a block.
 ///
 /// # Errors
 /// When a query fails.
@@ -109,9 +108,9 @@ pub async fn read(
     client: &mut Client,
     object_id: i16,
     positions: &[PositionId],
-    after: i32,
-    most: i64,
+    block: Wanted,
 ) -> Result<Block, LookupError> {
+    let Wanted { after, to, most } = block;
     let build = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
     let transaction = build.start().await?;
     transaction.batch_execute(BLOCK_LIMITS).await?;
@@ -124,6 +123,7 @@ pub async fn read(
         (&object_id as _, Type::INT2),
         (&positions as _, Type::INT4_ARRAY),
         (&after as _, Type::INT4),
+        (&to as _, Type::INT4),
         (&most as _, Type::INT8),
     ];
     let records = transaction.query_typed(RECORDS, wanted).await?;
@@ -166,7 +166,7 @@ pub async fn read(
         }
     };
     transaction.commit().await?;
-    let upto = rids.last().copied().filter(|_| rids.len() as i64 == most);
+    let upto = rids.last().copied().filter(|_| rids.len() as i64 == most).unwrap_or(to);
     Ok(Block { places, upto, records, keyframes, chains, old_keys })
 }
 
@@ -174,6 +174,23 @@ pub async fn read(
 type Numbered<'a> = (i32, i32, Moment, &'a [u8]);
 
 impl Block {
+    /// Number of records.
+    pub fn records(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Bytes of their stored versions.
+    ///
+    /// # Errors
+    /// When a row is not of the form asked for.
+    pub fn bytes(&self) -> Result<usize, LookupError> {
+        let mut bytes = 0;
+        for row in self.keyframes.iter().chain(&self.chains) {
+            bytes += row.try_get::<_, &[u8]>(3)?.len();
+        }
+        Ok(bytes)
+    }
+
     /// The records' last states, by number.
     ///
     /// # Errors

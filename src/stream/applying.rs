@@ -15,7 +15,7 @@ use crate::core::batch::SealedBatch;
 /// A batch on its way into the image store.
 pub struct Applying {
     number: u64,
-    answer: oneshot::Receiver<Result<(), String>>,
+    answer: oneshot::Receiver<Result<bool, String>>,
 }
 
 impl Applying {
@@ -40,8 +40,8 @@ impl Applying {
         self.number
     }
 
-    /// Whether it is there by now.
-    pub fn poll(&mut self) -> Option<Result<(), String>> {
+    /// Whether it is there by now; `Ok(false)`: it never will be, see [`Images::apply`].
+    pub fn poll(&mut self) -> Option<Result<bool, String>> {
         match self.answer.try_recv() {
             Ok(result) => Some(result),
             Err(oneshot::error::TryRecvError::Empty) => None,
@@ -50,7 +50,7 @@ impl Applying {
     }
 
     /// Waits until it is there. It takes as long as a write to the local disk.
-    pub fn wait(self, runtime: &Handle) -> Result<(), String> {
+    pub fn wait(self, runtime: &Handle) -> Result<bool, String> {
         runtime.block_on(self.answer).unwrap_or_else(|_| Err(GONE.into()))
     }
 }

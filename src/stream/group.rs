@@ -175,6 +175,8 @@ pub struct Group {
     /// When lags were shown last, and of which partitions.
     pub(super) shown: Instant,
     pub(super) shown_partitions: BTreeSet<i32>,
+    /// The image store has refused what belongs to an older claim.
+    pub(super) outdated: bool,
     pub(super) failures: u32,
     /// Why nothing is committed, since the last commit.
     pub(super) trouble: Option<Lasting>,
@@ -215,6 +217,7 @@ impl Group {
             waits: false,
             shown: Instant::now(),
             shown_partitions: BTreeSet::new(),
+            outdated: false,
             failures: 0,
             trouble: None,
             resting: Vec::new(),
@@ -240,6 +243,7 @@ impl Group {
             self.settle_applying();
             self.read();
             self.obey();
+            self.settle_outdated();
             self.reclaim_rested();
             self.show_lags();
             let taken = self.work();
@@ -252,12 +256,13 @@ impl Group {
         }
         self.finish(Instant::now() + Duration::from_secs(6));
         self.await_applying();
+        self.end_restoring();
         self.hide_lags();
     }
 
     // ---- asks -------------------------------------------------------------------------------------------
 
-    fn obey(&mut self) {
+    pub(super) fn obey(&mut self) {
         loop {
             let command =
                 if self.postponed.is_empty() { self.parts.commands.try_recv() } else { Ok(self.postponed.remove(0)) };

@@ -95,7 +95,8 @@ impl Images {
     }
 
     /// What a committed batch leaves: its records under their homes, nothing under homes they left, nothing of
-    /// what others took over, and the new marks; atomically.
+    /// what others took over, and the new marks; atomically. False, and nothing is written, if a position was claimed anew
+    /// since.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -105,7 +106,7 @@ impl Images {
         records: &[StoredRecord],
         gone: &[Invalidated],
         marks: impl IntoIterator<Item = Mark>,
-    ) -> Result<(), StoreFailed> {
+    ) -> Result<bool, StoreFailed> {
         let mut batch = WriteBatch::new();
         for one in gone {
             batch.delete(&RecordKey::image(StoreId(one.position_id), one.object_id, one.identity.as_bytes()));
@@ -129,7 +130,8 @@ impl Images {
         self.commit(batch)
     }
 
-    /// Puts in what was read back from the sink, with the marks that tell how far that has come.
+    /// Puts in what was read back from the sink, with the marks that tell how far that has come. False, and nothing is put
+    /// in, if a position was claimed anew since.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -138,7 +140,7 @@ impl Images {
         object_id: i16,
         records: impl IntoIterator<Item = &'a Restored>,
         marks: impl IntoIterator<Item = Mark>,
-    ) -> Result<(), StoreFailed> {
+    ) -> Result<bool, StoreFailed> {
         let mut batch = WriteBatch::new();
         for one in records {
             let home = StoreId(one.home);
@@ -153,6 +155,21 @@ impl Images {
         self.commit(batch)
     }
 
+    /// Writes a mark alone: nothing that was begun under an older claim can be written any more.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn mark_claim(&self, mark: Mark) -> Result<bool, StoreFailed> {
+        let mut batch = WriteBatch::new();
+        batch.mark(mark);
+        self.commit(batch)
+    }
+
+    /// Bytes that are free on the store's disk, if the system tells.
+    pub fn room(&self) -> Option<u64> {
+        self.store.room().ok()
+    }
+
     /// While `on`, the store merges its files later: for as long as many records are put in. It only makes that faster.
     pub fn put_off_merging(&self, on: bool) {
         if let Err(error) = self.store.put_off_merging(on) {
@@ -160,11 +177,14 @@ impl Images {
         }
     }
 
-    fn commit(&self, batch: WriteBatch) -> Result<(), StoreFailed> {
+    fn commit(&self, batch: WriteBatch) -> Result<bool, StoreFailed> {
         let started = Instant::now();
-        self.told(self.store.commit(batch))?;
+        let written = match self.store.commit(batch) {
+            Err(StateError::Rewound { .. }) => false,
+            written => self.told(written).map(|()| true)?,
+        };
         histogram!(names::STATE_SECONDS, "operation" => "put").record(started.elapsed().as_secs_f64());
-        Ok(())
+        Ok(written)
     }
 }
 
@@ -183,9 +203,10 @@ pub struct Restored {
 }
 
 impl Restored {
-    /// Of a record with a home; one without is nobody's to keep.
+    /// Of a record with a home and a history.
     pub fn of(object_id: i16, identity: Box<str>, record: &Record) -> Option<Restored> {
-        let home = record.home?;
+        // One that was only registered holds no key.
+        let home = record.home.filter(|_| record.head.is_some())?;
         let hash = key_hash(object_id, &identity);
         Some(Restored { hash, identity, home, row_key: record.row_key.clone(), bytes: encode(record) })
     }
@@ -276,4 +297,48 @@ pub fn decode(bytes: &[u8], home: PositionId) -> Option<Record> {
         status_hash: stored.status_hash,
         system_hash: stored.system_hash,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_of_an_older_claim_is_refused_whole_and_no_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(dir.path(), &afterimage_state::StateOptions::default()).unwrap());
+        let (failures, mut failed) = mpsc::unbounded_channel();
+        let images = Images::new(store, failures);
+        let mark = |epoch: i64, next| Mark {
+            sink_id: [1; 16],
+            position_id: 7,
+            epoch,
+            token: [epoch as u8; 16],
+            next,
+            inval_seq: 0,
+            missing_after: Some(0),
+        };
+        let mut record = Record::registered(1, Some(7), Some("k".into()));
+        record.head = Some(Version {
+            seq: 0,
+            op: VersionOp::Create,
+            at: 1,
+            raw_at: None,
+            no_source_time: false,
+            lsn: 1,
+            position_id: 7,
+            offset: 1,
+            recorded: 1,
+        });
+        let restored = Restored::of(1, "a".into(), &record).unwrap();
+        let get = || images.get(1, &[(7, "a")]).unwrap().remove(0);
+        assert!(images.mark_claim(mark(5, 200)).unwrap());
+        assert!(!images.fill(1, [&restored], [mark(3, 100)]).unwrap(), "read back under the claim before");
+        assert!(!images.apply(1, &[], &[], [mark(3, 100)]).unwrap());
+        assert!(get().is_none() && failed.try_recv().is_err());
+        assert!(images.fill(1, [&restored], [mark(5, 200)]).unwrap());
+        assert_eq!(get().as_ref(), Some(&record));
+        record.head = None;
+        assert!(Restored::of(1, "b".into(), &record).is_none(), "it was only registered");
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use afterimage_state::Mark;
 use metrics::counter;
 use tokio::runtime::Handle;
 use uuid::Uuid;
@@ -214,7 +215,10 @@ impl Claims {
         failpoint!("restore.decided", "a failpoint".to_owned());
         let missing_after = mark.and_then(|mark| mark.missing_after);
         let (start, known) = match plan {
-            Recovery::Use => return Ok((claim.next, missing_after)),
+            Recovery::Use => {
+                self.mark_claim(claim, claim.next, missing_after)?;
+                return Ok((claim.next, missing_after));
+            }
             Recovery::CatchUp { from, invalidations_after, .. } => (from, invalidations_after),
             Recovery::Clear(reason) => {
                 if mark.is_some() {
@@ -223,6 +227,7 @@ impl Claims {
                 }
                 self.images.clear(claim.position_id).map_err(|error| error.to_string())?;
                 failpoint!("restore.cleared", "a failpoint".to_owned());
+                self.mark_claim(claim, claim.next, Some(0))?;
                 return Ok((claim.next, Some(0)));
             }
         };
@@ -238,7 +243,27 @@ impl Claims {
             self.images.apply(0, &[], &gone, []).map_err(|error| error.to_string())?;
             failpoint!("restore.invalidated", "a failpoint".to_owned());
         }
+        self.mark_claim(claim, start, missing_after)?;
         Ok((start, missing_after))
+    }
+
+    /// The store is as far as `next` under this claim: what the topic's thread may still have in hand of an older one is
+    /// refused from here on.
+    fn mark_claim(&self, claim: &Claim, next: i64, missing_after: Option<i32>) -> Result<(), String> {
+        let mark = Mark {
+            sink_id: self.sink_id.into_bytes(),
+            position_id: claim.position_id,
+            epoch: claim.epoch,
+            token: claim.token.into_bytes(),
+            next,
+            inval_seq: claim.inval_seq,
+            missing_after,
+        };
+        match self.images.mark_claim(mark) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("the image store has seen a newer claim".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 

@@ -18,11 +18,12 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::committer::pause_after;
 use super::group::{Ended, Group};
 use super::images::Restored;
+use super::settle::REST;
 use super::task::Task;
 use crate::core::judge::ObjectFacts;
 use crate::core::position::PositionId;
@@ -30,18 +31,26 @@ use crate::core::record::{KeyHashes, key_hash};
 use crate::kafka::Inbox;
 use crate::postgres::client::{SinkSettings, describe};
 use crate::postgres::lookup::LookupError;
-use crate::postgres::restore::{self, Block, Place};
+use crate::postgres::restore::{self, Block, Place, Wanted};
 use crate::telemetry::names;
 
 /// Records of the first block; the next ones are as large as [`BYTES`] allows.
 const FIRST: i64 = 500;
-/// Bytes of encoded records that a block should have: a few milliseconds of the topic's thread.
+/// Bytes of stored versions that a block should have: a few milliseconds of the topic's thread.
 const BYTES: usize = 2 << 20;
 /// Bounds of a block.
 const FEWEST: i64 = 20;
 const MOST: i64 = 5_000;
 /// A block that is not read by then is asked for again.
 const TIME: Duration = Duration::from_secs(75);
+/// Numbers of records that the first block passes by at most, and any one.
+const WINDOW: i32 = 100_000;
+const WIDEST: i32 = 10_000_000;
+const NARROWEST: i32 = 1_000;
+/// With more changes than that a restore begins again from where it is: it would have to remember them all.
+const MOST_CHANGED: usize = 1_000_000;
+/// With less room on the disk the image store is not filled: it would take a worker down that can do without.
+const LEAST_ROOM: u64 = 256 << 20;
 /// Progress is told this often.
 const TELL: Duration = Duration::from_secs(10);
 
@@ -63,8 +72,8 @@ struct Filling {
 }
 
 enum News {
-    /// So many records are to be read.
-    Total(u64),
+    /// It begins: the records have numbers up to this.
+    End(i32),
     Block(Filling),
 }
 
@@ -81,26 +90,30 @@ pub struct Restore {
     progress: Progress,
 }
 
-/// How far it is, and when it will be done.
+/// How far it is, and when it will be done. What is passed by is numbers of records: whose they are is seen on the way.
 struct Progress {
-    total: u64,
-    done: u64,
+    from: i32,
+    upto: i32,
+    end: i32,
+    records: u64,
     began: Instant,
     told: Instant,
 }
 
 impl Progress {
-    fn left(&self) -> u64 {
-        self.total.saturating_sub(self.done)
+    fn left(&self) -> i32 {
+        self.end.saturating_sub(self.upto).max(0)
     }
 
+    /// Records a second.
     fn rate(&self) -> f64 {
-        self.done as f64 / self.began.elapsed().as_secs_f64().max(1e-6)
+        self.records as f64 / self.began.elapsed().as_secs_f64().max(1e-6)
     }
 
-    /// Seconds, at the rate so far.
+    /// At the rate so far.
     fn seconds_left(&self) -> f64 {
-        if self.done == 0 { 0.0 } else { self.left() as f64 / self.rate() }
+        let passed = f64::from(self.upto - self.from);
+        if passed <= 0.0 { 0.0 } else { f64::from(self.left()) * self.began.elapsed().as_secs_f64() / passed }
     }
 }
 
@@ -120,6 +133,11 @@ impl Restore {
 impl Group {
     /// One step, between two chunks.
     pub(super) fn restore(&mut self) {
+        // What was read back belongs to claims: it is to be known first which of them are gone.
+        self.obey();
+        if self.restore.as_ref().is_some_and(|restore| restore.changed.len() > MOST_CHANGED) {
+            self.end_restoring();
+        }
         if self.restore.is_some() {
             self.go_on_restoring();
         } else if self.begin_restoring().is_err() {
@@ -137,6 +155,7 @@ impl Group {
         if self.dictionary_stale {
             return self.read_dictionary();
         }
+        let Ok(turn) = Arc::clone(&self.parts.turns).try_acquire_owned() else { return Ok(()) };
         let epochs: BTreeMap<PositionId, i64> = tasks.iter().map(|task| (task.position_id, task.epoch)).collect();
         let facts = Arc::clone(self.parts.dictionary.facts());
         let (news, receiver) = mpsc::channel(2);
@@ -145,13 +164,13 @@ impl Group {
             sink: self.parts.sink.clone(),
             facts: Arc::clone(&facts),
             positions: epochs.keys().copied().collect(),
-            turns: Arc::clone(&self.parts.turns),
+            _turn: turn,
             news,
             inbox: Arc::clone(&self.parts.inbox),
         };
         self.parts.runtime.spawn(reader.run(after));
         let now = Instant::now();
-        let progress = Progress { total: 0, done: 0, began: now, told: now };
+        let progress = Progress { from: after, upto: after, end: after, records: 0, began: now, told: now };
         let changed = KeyHashes::default();
         self.restore = Some(Restore { epochs, news: receiver, early: None, changed, facts, progress });
         Ok(())
@@ -170,8 +189,8 @@ impl Group {
         let block = match restore.early.take() {
             Some(block) => block,
             None => match restore.news.try_recv() {
-                Ok(News::Total(total)) => {
-                    restore.progress.total = total;
+                Ok(News::End(end)) => {
+                    restore.progress.end = end;
                     restore.progress.began = Instant::now();
                     return self.begun_restoring();
                 }
@@ -179,21 +198,26 @@ impl Group {
                 Err(mpsc::error::TryRecvError::Empty) => return,
                 Err(mpsc::error::TryRecvError::Disconnected) => {
                     // A record can't be read, which was told. Read-through will meet it too.
-                    let epochs = std::mem::take(&mut restore.epochs);
-                    let given_up = self.tasks.values_mut().filter(|task| epochs.contains_key(&task.position_id));
-                    given_up.for_each(|task| task.missing_after = None);
-                    return self.end_restoring();
+                    return self.give_up_restoring();
                 }
             },
         };
         self.put_in(block);
     }
 
+    /// Not before these positions are claimed again.
+    fn give_up_restoring(&mut self) {
+        let epochs = self.restore.as_mut().map(|restore| std::mem::take(&mut restore.epochs)).unwrap_or_default();
+        let given_up = self.tasks.values_mut().filter(|task| epochs.contains_key(&task.position_id));
+        given_up.for_each(|task| task.missing_after = None);
+        self.end_restoring();
+    }
+
     fn begun_restoring(&self) {
         let Some(restore) = &self.restore else { return };
-        if restore.progress.total > 0 {
+        if restore.progress.left() > 0 {
             tracing::info!(
-                topic = %self.parts.topic, partitions = restore.epochs.len(), records = restore.progress.total,
+                topic = %self.parts.topic, partitions = restore.epochs.len(), records_at_most = restore.progress.left(),
                 "the image store is filled from the sink; meanwhile what is missing is read through"
             );
             self.parts.images.put_off_merging(true);
@@ -207,14 +231,16 @@ impl Group {
             .restore
             .as_ref()
             .map_or((0, 0.0), |restore| (restore.progress.left(), restore.progress.seconds_left()));
-        gauge!(names::RESTORE_LEFT, "topic" => topic.to_string()).set(left as f64);
+        gauge!(names::RESTORE_LEFT, "topic" => topic.to_string()).set(f64::from(left));
         gauge!(names::RESTORE_SECONDS_LEFT, "topic" => topic.to_string()).set(seconds);
     }
 
-    fn end_restoring(&mut self) {
-        self.restore = None;
-        self.parts.images.put_off_merging(false);
+    pub(super) fn end_restoring(&mut self) {
+        if self.restore.take().is_none() {
+            return;
+        }
         self.show_restoring();
+        self.parts.images.put_off_merging(false);
     }
 
     /// Puts a block into the store, as far as it is still true and ours.
@@ -224,11 +250,15 @@ impl Group {
     fn put_in(&mut self, block: Filling) {
         let Some(restore) = &mut self.restore else { return };
         let mut ours: BTreeSet<PositionId> = BTreeSet::new();
+        let mut fenced: Vec<i32> = Vec::new();
         for place in &block.places {
-            if restore.epochs.get(&place.position_id) != Some(&place.epoch) {
+            let Some(epoch) = restore.epochs.get(&place.position_id) else { continue };
+            let Some(task) = self.tasks.values().find(|task| task.position_id == place.position_id) else { continue };
+            if place.epoch > *epoch {
+                // Its next commit would be refused; at rest it has none, and what is read for it would be in vain for good.
+                fenced.push(task.partition);
                 continue;
             }
-            let Some(task) = self.tasks.values().find(|task| task.position_id == place.position_id) else { continue };
             if place.next > task.next {
                 // It contains a commit whose outcome is still on its way here. Were it put in now, the mark would tell of
                 // less than the images contain: a sink restored to that moment would believe them (D14).
@@ -239,6 +269,18 @@ impl Group {
                 return;
             }
             ours.insert(place.position_id);
+        }
+        if !fenced.is_empty() {
+            self.end_restoring();
+            return self.close_and_rest(&fenced, REST);
+        }
+        if self.parts.images.room().is_some_and(|room| room < LEAST_ROOM) {
+            tracing::warn!(
+                topic = %self.parts.topic,
+                "the image store is not filled any further: less than {} MiB are left on its disk; what is missing is read through",
+                LEAST_ROOM >> 20
+            );
+            return self.give_up_restoring();
         }
         // A mark must not tell of what is not in the store yet.
         self.await_applying();
@@ -253,28 +295,38 @@ impl Group {
         }
         let filled = self.parts.images.fill(object_id, records, marks);
         failpoint!("restore.filled");
-        restore.progress.done += block.records.len() as u64;
-        counter!(names::RESTORED, "topic" => self.parts.topic.to_string()).increment(block.records.len() as u64);
-        self.check_store(filled.map_err(|error| error.to_string()));
-        self.tell_restoring(block.upto.is_none());
+        match filled {
+            Ok(true) => {
+                let records = block.records.len() as u64;
+                restore.progress.records += records;
+                restore.progress.upto = block.upto.unwrap_or(restore.progress.end);
+                counter!(names::RESTORED, "topic" => self.parts.topic.to_string()).increment(records);
+                self.tell_restoring(block.upto.is_none());
+            }
+            // One of them is claimed anew already, which is about to be told here.
+            Ok(false) => self.end_restoring(),
+            Err(error) => self.check_store(Err(error.to_string())),
+        }
     }
 
     fn tell_restoring(&mut self, whole: bool) {
         let Some(restore) = &mut self.restore else { return };
         let progress = &mut restore.progress;
-        let (topic, records) = (&self.parts.topic, progress.done);
+        let records = progress.records;
         if whole {
-            if records > 0 {
-                let seconds = (progress.began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
-                tracing::info!(%topic, records, seconds, rate = progress.rate().round(), "the image store is whole");
-            }
+            let seconds = (progress.began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
+            let rate = progress.rate().round();
             self.end_restoring();
+            if records > 0 {
+                tracing::info!(topic = %self.parts.topic, records, seconds, rate, "the image store is whole");
+            }
             return;
         }
         if progress.told.elapsed() >= TELL {
             progress.told = Instant::now();
-            let (of, seconds_left) = (progress.total, progress.seconds_left().ceil());
-            tracing::info!(%topic, records, of, seconds_left, "filling the image store");
+            let (at_most, seconds_left) = (progress.left(), progress.seconds_left().ceil());
+            let topic = &self.parts.topic;
+            tracing::info!(%topic, records, left_at_most = at_most, seconds_left, "filling the image store");
         }
         self.show_restoring();
     }
@@ -286,18 +338,25 @@ struct Reader {
     sink: SinkSettings,
     facts: Arc<ObjectFacts>,
     positions: Vec<PositionId>,
-    turns: Turns,
+    /// Until the end of it.
+    _turn: OwnedSemaphorePermit,
     news: mpsc::Sender<News>,
     inbox: Arc<Inbox>,
 }
 
 impl Reader {
-    async fn run(self, mut after: i32) {
-        let Ok(_turn) = Arc::clone(&self.turns).acquire_owned().await else { return };
+    async fn run(self, after: i32) {
         let (blocks, folding) = self.start_folding();
-        let (mut client, mut told, mut failures) = (None, false, 0);
-        let mut most = FIRST;
-        while !self.news.is_closed() {
+        tokio::select! {
+            () = self.read(after, blocks, &folding.most) => {}
+            () = self.news.closed() => {}
+        }
+        let _ = folding.thread.await;
+    }
+
+    async fn read(&self, mut after: i32, blocks: mpsc::Sender<(Block, bool)>, most: &AtomicI64) {
+        let (mut client, mut end, mut failures, mut window) = (None, None, 0u32, WINDOW);
+        loop {
             let asked = async {
                 let client = match &mut client {
                     Some(client) => client,
@@ -307,56 +366,63 @@ impl Reader {
                     LookupError::Query(error) => describe(&error),
                     error => error.to_string(),
                 };
-                let object_id = self.facts.object_id;
-                if !told {
-                    let total = restore::count(client, object_id, &self.positions, after).await.map_err(words)?;
-                    told = true;
-                    let _ = self.news.send(News::Total(total)).await;
-                    self.inbox.wake();
-                }
-                restore::read(client, object_id, &self.positions, after, most).await.map_err(words)
+                let end = match end {
+                    Some(end) => end,
+                    None => {
+                        let last = restore::last(client).await.map_err(words)?;
+                        let _ = self.news.send(News::End(last)).await;
+                        self.inbox.wake();
+                        *end.insert(last)
+                    }
+                };
+                let to = after.saturating_add(window).min(end);
+                let wanted = Wanted { after, to, most: most.load(Ordering::Relaxed) };
+                let block =
+                    restore::read(client, self.facts.object_id, &self.positions, wanted).await.map_err(words)?;
+                let whole = block.upto >= end;
+                Ok((block, whole))
             };
             let answer = tokio::time::timeout(TIME, asked).await;
             match answer.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
-                Ok(block) => {
+                Ok((block, whole)) => {
                     failures = 0;
-                    let upto = block.upto;
-                    if blocks.send(block).await.is_err() {
-                        break;
+                    after = block.upto;
+                    if block.records() == 0 {
+                        window = window.saturating_mul(2).min(WIDEST);
                     }
-                    match upto {
-                        Some(upto) => after = upto,
-                        None => break,
+                    if blocks.send((block, whole)).await.is_err() || whole {
+                        return;
                     }
-                    most = folding.most.load(Ordering::Relaxed);
                 }
                 Err(reason) => {
                     failures += 1;
                     client = None;
-                    tracing::warn!(topic = %self.topic, %reason, "the sink does not answer while the image store is filled; asking again");
-                    tokio::select! {
-                        () = tokio::time::sleep(pause_after(failures)) => {}
-                        () = self.news.closed() => break,
+                    // It may have been too much at a time.
+                    window = (window / 2).max(NARROWEST);
+                    if failures.is_power_of_two() {
+                        tracing::warn!(
+                            topic = %self.topic, %reason, failures,
+                            "the sink does not answer while the image store is filled; asking again"
+                        );
                     }
+                    tokio::time::sleep(pause_after(failures)).await;
                 }
             }
         }
-        drop(blocks);
-        let _ = folding.thread.await;
     }
 
     /// Folds and encodes on a thread of its own, while the next block is being read.
-    fn start_folding(&self) -> (mpsc::Sender<Block>, Folding) {
-        let (blocks, mut receiver) = mpsc::channel::<Block>(1);
+    fn start_folding(&self) -> (mpsc::Sender<(Block, bool)>, Folding) {
+        let (blocks, mut receiver) = mpsc::channel::<(Block, bool)>(1);
         let (news, inbox) = (self.news.clone(), Arc::clone(&self.inbox));
         let (facts, topic) = (Arc::clone(&self.facts), Arc::clone(&self.topic));
         let most = Arc::new(AtomicI64::new(FIRST));
         let next = Arc::clone(&most);
         let thread = tokio::task::spawn_blocking(move || {
-            while let Some(block) = receiver.blocking_recv() {
+            while let Some((block, whole)) = receiver.blocking_recv() {
                 failpoint!("restore.read");
-                let records = match block.fold(&facts) {
-                    Ok(records) => records,
+                let (records, bytes) = match block.fold(&facts).and_then(|records| Ok((records, block.bytes()?))) {
+                    Ok(folded) => folded,
                     Err(error) => {
                         tracing::error!(%topic, %error, "the image store is not filled any further");
                         return;
@@ -364,11 +430,13 @@ impl Reader {
                 };
                 let restored = |(identity, record)| Restored::of(facts.object_id, identity, &record);
                 let records: Vec<Restored> = records.into_iter().filter_map(restored).collect();
-                let bytes: usize = records.iter().map(|one| one.bytes.len()).sum();
-                if let Some(each) = bytes.checked_div(records.len()) {
-                    next.store(((BYTES / each.max(1)) as i64).clamp(FEWEST, MOST), Ordering::Relaxed);
+                if let Some(each) = bytes.checked_div(block.records()) {
+                    // The records that follow may be of another size.
+                    let most = MOST.min(next.load(Ordering::Relaxed) * 2);
+                    next.store(((BYTES / each.max(1)) as i64).clamp(FEWEST, most), Ordering::Relaxed);
                 }
                 let Block { places, upto, .. } = block;
+                let upto = (!whole).then_some(upto);
                 if news.blocking_send(News::Block(Filling { places, upto, records, early: false })).is_err() {
                     return;
                 }

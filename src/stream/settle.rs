@@ -169,7 +169,10 @@ impl Group {
             let level = self.tasks.values().filter(|task| task.caught_up());
             let marks: Vec<_> = level.map(|task| task.mark(self.parts.sink_id)).collect();
             let applied = self.parts.images.apply(self.parts.source.object_id, &[], &known.invalidated, marks);
-            self.check_store(applied.map_err(|error| error.to_string()));
+            match applied {
+                Ok(written) => self.outdated |= !written,
+                Err(error) => self.check_store(Err(error.to_string())),
+            }
         }
     }
 
@@ -268,11 +271,20 @@ impl Group {
     }
 
     /// A batch is in the image store, or can't be written there.
-    fn applied(&mut self, number: u64, result: Result<(), String>) {
-        if result.is_ok() {
-            self.overlay.committed(number);
+    fn applied(&mut self, number: u64, result: Result<bool, String>) {
+        match result {
+            Ok(true) => self.overlay.committed(number),
+            // Its records stay in the overlay until then: the store does not have them.
+            Ok(false) => self.outdated = true,
+            Err(error) => self.check_store(Err(error)),
         }
-        self.check_store(result);
+    }
+
+    /// What this thread wanted to write was of a claim that is over, though it has not been told so yet.
+    pub(super) fn settle_outdated(&mut self) {
+        if std::mem::take(&mut self.outdated) {
+            self.claim_again("a partition was claimed anew while a batch was on its way into the image store");
+        }
     }
 
     pub(super) fn settle_applying(&mut self) {

@@ -22,9 +22,9 @@ impl StateOptions {
 
     /// Bytes that have to be free on the disk before a store that has met a full one is opened again: what is in the
     /// log becomes table files of at most the write buffers' size, and compaction writes as much beside them. With
-    /// less it would soon be full again.
+    /// less it would soon be full again. At most 256 MiB: so much is written to see that it can be.
     pub fn room(&self) -> u64 {
-        self.budget() as u64 / 2
+        (self.budget() as u64 / 2).min(256 << 20)
     }
 
     /// Memory, its bound applied.
@@ -50,17 +50,14 @@ const LEVELS: [DBCompressionType; 7] = {
     levels
 };
 
-/// From how many unmerged files on they are merged, writes are slowed down, writes wait: RocksDB's own numbers, and those
-/// while many records are put in at once. 64 files of write buffers: half a GiB at the default memory.
-pub(crate) fn merging(put_off: bool, state: &StateOptions) -> [(&'static str, String); 4] {
-    let [merge, slow, wait] = if put_off { [64, 96, 128] } else { [4, 20, 36] }.map(|files: u64| files.to_string());
-    // Files are merged by their bytes, too.
-    let base = base_bytes(state) * if put_off { 16 } else { 1 };
+/// From how many unmerged files on they are merged, and what the first merged level is to have: RocksDB's own number, and
+/// one for while many records are put in at once. 64 files of write buffers: half a GiB at the default memory.
+pub(crate) fn merging(put_off: bool, state: &StateOptions) -> [(&'static str, String); 2] {
+    let (files, base) = if put_off { (64, 16) } else { (4, 1) };
     [
-        ("max_bytes_for_level_base", base.to_string()),
-        ("level0_file_num_compaction_trigger", merge),
-        ("level0_slowdown_writes_trigger", slow),
-        ("level0_stop_writes_trigger", wait),
+        ("level0_file_num_compaction_trigger", files.to_string()),
+        // They are merged by their bytes, too.
+        ("max_bytes_for_level_base", (base * base_bytes(state)).to_string()),
     ]
 }
 
@@ -108,6 +105,9 @@ pub(crate) fn engine(state: &StateOptions) -> Options {
     options.set_max_write_buffer_number(3);
     options.set_target_file_size_base(write_buffer.max(4 << 20) as u64);
     options.set_max_bytes_for_level_base(base_bytes(state));
+    // Above what is left when merging was put off, also by a process that was killed then: or all writes would wait.
+    options.set_level_zero_slowdown_writes_trigger(96);
+    options.set_level_zero_stop_writes_trigger(128);
     options.set_max_background_jobs(i32::from(state.background_threads.max(1)));
 
     // The log is on and never synced (see `Store::commit`). After a power cut its tail may be torn or missing:

@@ -227,6 +227,14 @@ impl Store {
         Ok(())
     }
 
+    /// Bytes that are free on its disk.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn room(&self) -> std::io::Result<u64> {
+        crate::free(&self.images)
+    }
+
     /// While `on`, files are merged later and more at a time: for whoever puts in many records at once. Each write is then
     /// rewritten once less, and a read looks into more files.
     ///
