@@ -205,7 +205,7 @@ impl Group {
         self.put_in(block);
     }
 
-    /// Not before these positions are claimed again.
+    /// What is missing is read through from now on.
     fn give_up_restoring(&mut self) {
         let epochs = self.restore.as_mut().map(|restore| std::mem::take(&mut restore.epochs)).unwrap_or_default();
         let given_up = self.tasks.values_mut().filter(|task| epochs.contains_key(&task.position_id));
