@@ -199,11 +199,15 @@ impl DemoReport {
         self.write_crash(out)?;
         let truth = &self.truth;
         let compared = format!(
-            "records: {} of {} have the simulator's last image and number of versions",
+            "records: {} of {} have the simulator's last image and number of versions; {} miss an event that came late",
             thousands(truth.right_histories as i64),
-            thousands(truth.records as i64)
+            thousands(truth.records as i64),
+            thousands(truth.late as i64)
         );
-        check(out, truth.ok(), &compared)?;
+        match truth.note(self.emitted.events) {
+            Some(note) if truth.ok() => verdict(out, "note", &format!("{compared}: {note}"))?,
+            _ => check(out, truth.ok(), &compared)?,
+        }
         for difference in &truth.differences {
             write!(out, "{}", folded(&format!("       {difference}"), columns(out), 9))?;
         }
