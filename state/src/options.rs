@@ -22,9 +22,9 @@ impl StateOptions {
 
     /// Bytes that have to be free on the disk before a store that has met a full one is opened again: what is in the
     /// log becomes table files of at most the write buffers' size, and compaction writes as much beside them. With
-    /// less it would soon be full again. At most 256 MiB: so much is written to see that it can be.
+    /// less it would soon be full again.
     pub fn room(&self) -> u64 {
-        (self.budget() as u64 / 2).min(256 << 20)
+        self.budget() as u64 / 2
     }
 
     /// Memory, its bound applied.
