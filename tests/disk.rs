@@ -21,6 +21,7 @@ use support::names::unique;
 use support::postgres::{Database, fresh_database, shared};
 use support::stream::Stream;
 use support::wait::{LONG, wait_for};
+use tokio_postgres::Client;
 
 /// Where the child finds its disk.
 const DISK: &str = "AFTERIMAGE_TEST_SMALL_DISK";
@@ -117,6 +118,39 @@ async fn answers(app: &mut App, status: u16, text: &str) {
     .await;
 }
 
+/// Writes rounds, as fast as they are committed, until the worker says this; the next round.
+async fn write_until(
+    app: &mut App,
+    client: &Client,
+    stream: &mut Stream,
+    records: u32,
+    rounds: u32,
+    text: &str,
+) -> u32 {
+    let mut round = 3;
+    wait_for(&format!("{text:?} in the log"), LONG, async || {
+        app.assert_running();
+        if times(app, text) > 0 {
+            return Ok(round);
+        }
+        if positions(client).await == stream.ends() {
+            stream.rounds(records, round..round + rounds);
+            round += rounds;
+        }
+        Err(format!("{round} rounds were written"))
+    })
+    .await
+}
+
+/// The first line with this text says all of that.
+fn says(app: &App, text: &str, all: &[&str]) {
+    let log = app.log();
+    let line = log.lines().find(|line| line.contains(text)).unwrap();
+    for said in all {
+        assert!(line.contains(said), "{said:?} is not in {line}");
+    }
+}
+
 const STORE_FULL: &str = "the disk of the image store is full";
 const ROOM_AGAIN: &str = "there is room on the disk of the image store again";
 const SINK_FULL: &str = "the sink's disk is full";
@@ -139,24 +173,8 @@ async fn a_worker_whose_disk_is_full_hands_over_and_comes_back_when_there_is_roo
     answers(&mut one, 200, "\"claimed\":4").await;
     let ballast = Ballast::fill(&disk);
     // What RocksDB has reserved for its log is still to be had.
-    let mut round = 3;
-    wait_for("a full disk that is noticed", LONG, async || {
-        one.assert_running();
-        if times(&one, STORE_FULL) > 0 {
-            return Ok(());
-        }
-        if positions(&client).await == stream.ends() {
-            stream.rounds(400, round..round + 3);
-            round += 3;
-        }
-        Err(format!("{round} rounds were written"))
-    })
-    .await;
-    let log = one.log();
-    let line = log.lines().find(|line| line.contains(STORE_FULL)).unwrap();
-    for said in [state.to_str().unwrap(), "No space left on device", "Free 8 MiB under that directory"] {
-        assert!(line.contains(said), "{said:?} is not in {line}");
-    }
+    let round = write_until(&mut one, &client, &mut stream, 400, 3, STORE_FULL).await;
+    says(&one, STORE_FULL, &[state.to_str().unwrap(), "No space left on device", "Free 8 MiB under that directory"]);
     answers(&mut one, 503, STORE_FULL).await;
     assert!(one.get("/healthz").await.starts_with("HTTP/1.1 200"), "there is nothing that a restart would mend");
     assert_eq!(metric(&mut one, names::STATE_DISK_FULL).await, 1.0);
@@ -266,24 +284,8 @@ async fn a_sink_whose_disk_is_full_is_waited_for() {
 
     let ballast = Ballast::fill(&disk);
     // There is room left in the pages that the tables have.
-    let mut round = 3;
-    wait_for("a full sink that is noticed", LONG, async || {
-        worker.assert_running();
-        if times(&worker, SINK_FULL) > 0 {
-            return Ok(());
-        }
-        if positions(&client).await == stream.ends() {
-            stream.rounds(200, round..round + 1);
-            round += 1;
-        }
-        Err(format!("{round} rounds were written"))
-    })
-    .await;
-    let log = worker.log();
-    let line = log.lines().find(|line| line.contains(SINK_FULL)).unwrap();
-    for said in ["SQLSTATE 53100", "No space left on device", "Free or add space under PostgreSQL"] {
-        assert!(line.contains(said), "{said:?} is not in {line}");
-    }
+    let mut round = write_until(&mut worker, &client, &mut stream, 200, 1, SINK_FULL).await;
+    says(&worker, SINK_FULL, &["SQLSTATE 53100", "No space left on device", "Free or add space under PostgreSQL"]);
     answers(&mut worker, 503, SINK_FULL).await;
     // It tries again, at growing intervals, and tells of it once.
     let refused = format!("{}{{result=\"refused\"}}", names::COMMITS);

@@ -161,7 +161,7 @@ impl Group {
             .into_iter()
             .map(|(position_id, identity)| crate::postgres::commit::Invalidated { position_id, object_id, identity })
             .collect();
-        // No mark yet: it stays behind until a batch of this claim is committed, and a crash catches up again.
+        // Without a mark: it stays behind until a batch of this claim is committed, and a crash catches up again.
         self.parts.images.apply(object_id, &[], &gone, []).map_err(|_| Ended)?;
         failpoint!("restore.forgotten");
         Ok(rest)

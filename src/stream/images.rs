@@ -155,16 +155,6 @@ impl Images {
         self.commit(batch)
     }
 
-    /// Writes a mark alone: nothing that was begun under an older claim can be written any more.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub fn mark_claim(&self, mark: Mark) -> Result<bool, StoreFailed> {
-        let mut batch = WriteBatch::new();
-        batch.mark(mark);
-        self.commit(batch)
-    }
-
     /// Bytes that are free on the store's disk, if the system tells.
     pub fn room(&self) -> Option<u64> {
         self.store.room().ok()
@@ -332,7 +322,7 @@ mod tests {
         });
         let restored = Restored::of(1, "a".into(), &record).unwrap();
         let get = || images.get(1, &[(7, "a")]).unwrap().remove(0);
-        assert!(images.mark_claim(mark(5, 200)).unwrap());
+        assert!(images.apply(1, &[], &[], [mark(5, 200)]).unwrap());
         assert!(!images.fill(1, [&restored], [mark(3, 100)]).unwrap(), "read back under the claim before");
         assert!(!images.apply(1, &[], &[], [mark(3, 100)]).unwrap());
         assert!(get().is_none() && failed.try_recv().is_err());

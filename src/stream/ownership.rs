@@ -20,7 +20,7 @@ use crate::core::recovery::{self, Recovery, SinkFacts, recover};
 use crate::kafka::{KafkaError, KafkaSettings, Metadata, Ownership, TopicPartition, Watermarks, peek};
 use crate::postgres::claim::{Claim, Claimant, Wanted, claim, remembered};
 use crate::postgres::client::{SinkSettings, describe};
-use crate::postgres::commit::invalidated_since;
+use crate::postgres::commit::{Invalidated, invalidated_since};
 use crate::telemetry::names;
 
 /// A claim as a whole takes at most this long; what did not come in time is asked for again.
@@ -94,10 +94,12 @@ impl Claims {
                 counter!(names::GAPS, "topic" => topic.to_string()).increment(1);
                 tracing::error!(topic = %topic, partition = claim.partition, from, to, "gap: offsets were gone before they were read");
             }
-            let (start, missing_after) = self.prepare_store(claim, earliest)?;
+            let Prepared { start, missing_after, gone } = self.prepare_store(claim, earliest)?;
+            let task = Task::new(claim, start, missing_after);
+            self.mark_claim(&task, start, &gone)?;
             let found = wanted.iter().find(|one| (one.source_id, one.partition) == (claim.source_id, claim.partition));
             self.logs.claimed(of.clone(), claim.position_id, claim.epoch, found.and_then(|one| one.found));
-            tasks.entry(topic).or_default().push(Task::new(claim, start, missing_after));
+            tasks.entry(topic).or_default().push(task);
             starts.push((of, start));
         }
         for (topic, tasks) in tasks {
@@ -191,9 +193,8 @@ impl Claims {
         }
     }
 
-    /// Decides what the local records of a position are still worth (D13, D14); returns where reading starts, and after
-    /// which record's number some are missing.
-    fn prepare_store(&self, claim: &Claim, earliest: i64) -> Result<(i64, Option<i32>), String> {
+    /// Decides what the local records of a position are still worth (D13, D14).
+    fn prepare_store(&self, claim: &Claim, earliest: i64) -> Result<Prepared, String> {
         let mark = self.images.mark(claim.position_id).map_err(|error| error.to_string())?;
         let facts = SinkFacts {
             sink_id: self.sink_id.into_bytes(),
@@ -215,10 +216,7 @@ impl Claims {
         failpoint!("restore.decided", "a failpoint".to_owned());
         let missing_after = mark.and_then(|mark| mark.missing_after);
         let (start, known) = match plan {
-            Recovery::Use => {
-                self.mark_claim(claim, claim.next, missing_after)?;
-                return Ok((claim.next, missing_after));
-            }
+            Recovery::Use => return Ok(Prepared { start: claim.next, missing_after, gone: Vec::new() }),
             Recovery::CatchUp { from, invalidations_after, .. } => (from, invalidations_after),
             Recovery::Clear(reason) => {
                 if mark.is_some() {
@@ -227,10 +225,10 @@ impl Claims {
                 }
                 self.images.clear(claim.position_id).map_err(|error| error.to_string())?;
                 failpoint!("restore.cleared", "a failpoint".to_owned());
-                self.mark_claim(claim, claim.next, Some(0))?;
-                return Ok((claim.next, Some(0)));
+                return Ok(Prepared { start: claim.next, missing_after: Some(0), gone: Vec::new() });
             }
         };
+        let mut gone = Vec::new();
         if known < claim.inval_seq {
             let asked = async {
                 let client = self.sink.connect().await.map_err(|error| error.to_string())?;
@@ -239,32 +237,35 @@ impl Claims {
                     .map_err(|error| crate::postgres::client::describe(&error))
             };
             let answer = self.runtime.block_on(async { tokio::time::timeout(CLAIM_TIME, asked).await });
-            let gone = answer.map_err(|_| "the sink does not answer".to_string())??;
-            self.images.apply(0, &[], &gone, []).map_err(|error| error.to_string())?;
-            failpoint!("restore.invalidated", "a failpoint".to_owned());
+            gone = answer.map_err(|_| "the sink does not answer".to_string())??;
         }
-        self.mark_claim(claim, start, missing_after)?;
-        Ok((start, missing_after))
+        Ok(Prepared { start, missing_after, gone })
     }
 
-    /// The store is as far as `next` under this claim: what the topic's thread may still have in hand of an older one is
-    /// refused from here on.
-    fn mark_claim(&self, claim: &Claim, next: i64, missing_after: Option<i32>) -> Result<(), String> {
-        let mark = Mark {
-            sink_id: self.sink_id.into_bytes(),
-            position_id: claim.position_id,
-            epoch: claim.epoch,
-            token: claim.token.into_bytes(),
-            next,
-            inval_seq: claim.inval_seq,
-            missing_after,
-        };
-        match self.images.mark_claim(mark) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err("the image store has seen a newer claim".to_owned()),
-            Err(error) => Err(error.to_string()),
+    /// The store forgets what was taken away and is as far as `next` under this claim, in one: what the topic's thread may
+    /// still have in hand of an older one is refused from here on.
+    fn mark_claim(&self, task: &Task, next: i64, gone: &[Invalidated]) -> Result<(), String> {
+        let mark = Mark { next, ..task.mark(self.sink_id) };
+        match self.images.apply(0, &[], gone, [mark]) {
+            Ok(true) => {}
+            Ok(false) => return Err("the image store has seen a newer claim".to_owned()),
+            Err(error) => return Err(error.to_string()),
         }
+        if !gone.is_empty() {
+            failpoint!("restore.invalidated", "a failpoint".to_owned());
+        }
+        Ok(())
     }
+}
+
+/// What the image store has of a position that is being claimed.
+struct Prepared {
+    /// Where reading starts.
+    start: i64,
+    /// After which record's number some are missing.
+    missing_after: Option<i32>,
+    /// What others took away and the store has not forgotten yet.
+    gone: Vec<Invalidated>,
 }
 
 impl TopicSide {

@@ -89,7 +89,7 @@ declare! {
     RESTORED = "afterimage_restore_records_total", Form::Counter, ["topic"], Count,
         "Records read back from Postgres into an image store that was lost or is new, beside the stream.";
     RESTORE_LEFT = "afterimage_restore_remaining_records", Form::Gauge, ["topic"], Count,
-        "Records that the image store of this worker still lacks; until it is 0 they are looked up in Postgres one by one.";
+        "At most so many records the image store of this worker still lacks; until it is 0, what it lacks is looked up in Postgres.";
     RESTORE_SECONDS_LEFT = "afterimage_restore_remaining_seconds", Form::Gauge, ["topic"], Seconds,
         "When the image store will be whole, at the rate so far.";
 
