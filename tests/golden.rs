@@ -9,6 +9,8 @@ mod worker;
 
 #[path = "golden/edges.rs"]
 mod edges;
+#[path = "golden/late.rs"]
+mod late;
 #[path = "golden/recorded.rs"]
 mod recorded;
 #[path = "golden/repeats.rs"]

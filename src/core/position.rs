@@ -124,9 +124,64 @@ impl Passed {
     }
 }
 
+/// One position's way through the source's order: which of its events were delivered before.
+///
+/// Rows of one record of the log (a COPY's, both halves of a key change) share time and LSN, and share the answer: the
+/// first of them must not make the others look delivered before.
+#[derive(Debug, Clone, Copy)]
+pub struct Passage {
+    passed: Passed,
+    /// Place of the newest event, and whether it was delivered before.
+    newest: Option<(i64, u64, bool)>,
+}
+
+impl Passage {
+    /// From where this much was passed. Reading may have stopped between two rows of one record of the log, so what
+    /// follows at the very same place is taken for the rest of them.
+    pub fn from(passed: Passed) -> Self {
+        Passage { passed, newest: (passed.lsn != 0).then_some((passed.ts, passed.lsn, false)) }
+    }
+
+    /// What was passed.
+    pub fn passed(&self) -> Passed {
+        self.passed
+    }
+
+    /// Takes note of an event; whether it was delivered before.
+    pub fn pass(&mut self, ts: Option<i64>, lsn: u64) -> bool {
+        let before = match self.newest {
+            Some((newest_ts, newest_lsn, before)) if lsn != 0 && (Some(newest_ts), newest_lsn) == (ts, lsn) => before,
+            _ => self.passed.covers(ts, lsn),
+        };
+        self.newest = ts.map(|ts| (ts, lsn, before));
+        self.passed.raise(ts, lsn);
+        before
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_of_one_record_of_the_log_share_their_place_and_the_answer() {
+        let mut passage = Passage::from(Passed { ts: 100, lsn: 10 });
+        assert!(!passage.pass(Some(200), 20), "a first delivery");
+        assert!(!passage.pass(Some(200), 20), "another row of the same record of the log");
+        assert!(!passage.pass(Some(300), 30));
+        assert!(passage.pass(Some(200), 20), "delivered again");
+        assert!(passage.pass(Some(200), 20), "and its neighbour");
+        assert!(!passage.pass(None, 5), "without a time nothing is known");
+    }
+
+    #[test]
+    fn what_follows_at_the_place_where_reading_stopped_is_the_rest_of_it() {
+        let mut passage = Passage::from(Passed { ts: 100, lsn: 10 });
+        assert!(!passage.pass(Some(100), 10), "the insert of a key change whose delete was committed");
+        let mut again = Passage::from(Passed { ts: 100, lsn: 10 });
+        assert!(again.pass(Some(90), 9) && again.pass(Some(100), 10), "a connector that went back");
+        assert!(!Passage::from(Passed::default()).pass(Some(0), 0), "nothing was passed");
+    }
 
     #[test]
     fn what_was_passed_is_known_by_time_and_lsn() {

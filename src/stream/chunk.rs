@@ -443,7 +443,7 @@ impl Group {
         {
             self.open.advance(position_id, || task.start(), offset, Some(outcome));
             self.open.touch(print.record);
-            task.pass(believable(one.peeked.ts(), self.now), lsn);
+            task.passage.pass(believable(one.peeked.ts(), self.now), lsn);
             task.read = offset + 1;
             self.repeated += 1;
             return Ok(());
@@ -459,7 +459,7 @@ impl Group {
             Some(Ok(Decoded::Event(event))) => {
                 // The offset is taken into the range first: what judging counts belongs to it.
                 advance.advance(position_id, start, offset, None);
-                let passed = task.pass(believable(event.ts, self.now), event.lsn);
+                let passed = task.passage.pass(believable(event.ts, self.now), event.lsn);
                 let outcome = self.judge(one, event, position_id, passed)?;
                 self.open.count(position_id, outcome, 1);
             }
@@ -495,7 +495,7 @@ impl Group {
             if let Some(one) = arrived.iter().rev().find(last) {
                 let hash = message_hash(one.message.key(), one.message.payload());
                 let last = (one.message.offset, one.message.timestamp_ms, hash);
-                self.open.progress(task.position_id, last, task.passed);
+                self.open.progress(task.position_id, last, task.passage.passed());
             }
         }
     }

@@ -9,8 +9,7 @@ use super::chunk::Arrived;
 use super::merge::Lane;
 use crate::core::batch::Advance;
 use crate::core::breaker::Breaker;
-use crate::core::event::{Lsn, Micros};
-use crate::core::position::{Passed, PositionId};
+use crate::core::position::{Passage, Passed, PositionId};
 use crate::kafka::Progress;
 use crate::postgres::claim::Claim;
 use crate::postgres::commit::Held;
@@ -34,11 +33,8 @@ pub struct Task {
     pub committed_passed: Passed,
     /// Next offset to take into a batch; runs ahead of `next`.
     pub read: i64,
-    /// Greatest (source time, LSN) below `read`.
-    pub passed: Passed,
-    /// Source time and LSN of the newest event, and whether it was passed before. Rows of one COPY share both, and
-    /// share this answer: the first of them must not make the others look delivered before.
-    pub newest: Option<(Option<Micros>, Lsn, bool)>,
+    /// What was passed below `read`.
+    pub passage: Passage,
     /// Messages below this offset were committed before this claim: they only tell what the image store
     /// must forget (protocol D13).
     pub catch_up_to: i64,
@@ -69,8 +65,7 @@ impl Task {
             inval_seq: claim.inval_seq,
             committed_passed: claim.passed,
             read: start.min(claim.next),
-            passed: claim.passed,
-            newest: None,
+            passage: Passage::from(claim.passed),
             catch_up_to: claim.next,
             lane: Lane::new(),
             delivered: false,
@@ -88,22 +83,10 @@ impl Task {
         if self.caught_up() {
             self.read = self.next;
         }
-        self.passed = self.committed_passed;
-        self.newest = None;
+        self.passage = Passage::from(self.committed_passed);
         self.lane.clear();
         self.silent_since = None;
         self.left_behind = false;
-    }
-
-    /// Whether this position passed the event before; takes note of it.
-    pub fn pass(&mut self, ts: Option<Micros>, lsn: Lsn) -> bool {
-        let before = match self.newest {
-            Some((newest_ts, newest_lsn, before)) if lsn != 0 && (newest_ts, newest_lsn) == (ts, lsn) => before,
-            _ => self.passed.covers(ts, lsn),
-        };
-        self.newest = Some((ts, lsn, before));
-        self.passed.raise(ts, lsn);
-        before
     }
 
     /// Whether nothing of it is at hand although there may be more: then it has to be heard before the topic's next event
@@ -124,7 +107,7 @@ impl Task {
 
     /// Where a batch that starts with this task's next message begins.
     pub fn start(&self) -> Advance {
-        Advance { passed: self.passed, ..Advance::standing(self.position_id, self.epoch, self.read) }
+        Advance { passed: self.passage.passed(), ..Advance::standing(self.position_id, self.epoch, self.read) }
     }
 
     /// As the commit checks it.
@@ -190,16 +173,5 @@ mod tests {
         assert!(!fresh.is_awaited(at(None), || Some(5)), "all that was fetched is delivered");
         fresh.left_behind = true;
         assert!(!fresh.is_awaited(None, || None), "waited for in vain");
-    }
-
-    #[test]
-    fn rows_of_one_copy_share_the_answer_of_the_first() {
-        let mut task = task(0, 0);
-        assert!(!task.pass(Some(200), 20), "a first delivery");
-        assert!(!task.pass(Some(200), 20), "another row of the same record of the log");
-        assert!(!task.pass(Some(300), 30));
-        assert!(task.pass(Some(200), 20), "delivered again");
-        assert!(task.pass(Some(200), 20), "and its neighbour");
-        assert!(!task.pass(None, 5), "without a time nothing is known");
     }
 }

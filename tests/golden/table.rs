@@ -36,6 +36,10 @@ pub enum Deed {
     ChangeKey(u8),
     /// A snapshot shows a row.
     Read(u8),
+    /// Connect's mapping gains the field `extra__c`, or loses it for good: from here on events have it, or have it no more.
+    Mapping,
+    /// That field is edited, where there is one; some values are null.
+    EditExtra(u8, u8),
     /// Time passes, seconds.
     Wait(u16),
 }
@@ -46,6 +50,7 @@ pub struct Row {
     pub name: String,
     pub notes: String,
     pub stamp: Option<i64>,
+    pub extra: Option<String>,
 }
 
 /// What the stream has told of a record so far.
@@ -62,6 +67,8 @@ pub struct Table {
     next_id: i64,
     partitions: i64,
     named: u8,
+    /// How often the mapping changed.
+    mappings: u8,
     pub told: BTreeMap<String, Told>,
     /// Versions that a row without an id will have had.
     pub waiting: BTreeMap<i64, usize>,
@@ -80,10 +87,11 @@ impl Table {
             name: "before".into(),
             notes: "long before".into(),
             stamp: Some(script.stamp(90_000)),
+            extra: None,
         };
         let rows = BTreeMap::from([(1, row(0)), (2, row(1))]);
         let (told, waiting) = (BTreeMap::new(), BTreeMap::new());
-        Table { rows, next_id: 3, partitions, named: records, told, waiting, script }
+        Table { rows, next_id: 3, partitions, named: records, mappings: 0, told, waiting, script }
     }
 
     pub fn after_deeds(records: u8, partitions: i64, deeds: &[Deed]) -> Self {
@@ -103,10 +111,19 @@ impl Table {
         (id * 7 % self.partitions) as i32
     }
 
+    fn is_mapped(&self) -> bool {
+        self.mappings == 1
+    }
+
     fn after(&self, id: i64, untouched: bool) -> Json {
         let row = &self.rows[&id];
         let notes = if untouched { UNTOUCHED } else { &row.notes };
-        json!({"id": id, "sfid": row.sfid, "name": row.name, "notes__c": notes, "systemmodstamp": row.stamp})
+        let mut after =
+            json!({"id": id, "sfid": row.sfid, "name": row.name, "notes__c": notes, "systemmodstamp": row.stamp});
+        if self.is_mapped() {
+            after["extra__c"] = json!(row.extra);
+        }
+        after
     }
 
     fn send(&mut self, op: &str, id: i64, untouched: bool) {
@@ -153,6 +170,7 @@ impl Table {
                         name: format!("n{value}"),
                         notes: format!("long {value}"),
                         stamp: Some(now),
+                        extra: None,
                     };
                     let id = self.add(row);
                     self.show("c", id, false, true);
@@ -193,7 +211,8 @@ impl Table {
                 }
             }
             Deed::Local(value) => {
-                let row = Row { sfid: None, name: format!("n{value}"), notes: format!("long {value}"), stamp: None };
+                let (name, notes) = (format!("n{value}"), format!("long {value}"));
+                let row = Row { sfid: None, name, notes, stamp: None, extra: None };
                 let id = self.add(row);
                 self.waiting.insert(id, 1);
                 self.send("c", id, false);
@@ -248,6 +267,15 @@ impl Table {
                 let (partition, after) = (self.partition(id), self.after(id, false));
                 self.script.same_transaction(partition, "c", id, Json::Null, after);
                 self.tell(id, false, false);
+            }
+            Deed::Mapping => self.mappings = (self.mappings + 1).min(2),
+            Deed::EditExtra(record, value) => {
+                let Some(id) = self.id_of(record).filter(|_| self.is_mapped()) else { return };
+                let row = self.rows.get_mut(&id).expect("found above");
+                let before = row.extra.clone();
+                (row.extra, row.stamp) = ((value % 3 > 0).then(|| format!("e{}", value % 3)), Some(now));
+                let changed = before != row.extra;
+                self.show("u", id, true, changed);
             }
             Deed::Wait(seconds) => self.script.wait(i64::from(seconds)),
         }

@@ -13,7 +13,7 @@ use afterimage::core::event::{Class, Event, FieldNo, Micros, Op};
 use afterimage::core::front::Front;
 use afterimage::core::judge::{Arrival, Judge, Need, ObjectFacts};
 use afterimage::core::overlay::{KeySlot, Overlay};
-use afterimage::core::position::{Counter, Passed, PositionId};
+use afterimage::core::position::{Counter, Passage, Passed, PositionId};
 use afterimage::core::record::{Record, key_hash};
 use afterimage::core::value::{Kind, Value};
 
@@ -263,7 +263,7 @@ struct Task {
     position_id: PositionId,
     epoch: i64,
     read: i64,
-    passed: Passed,
+    passage: Passage,
 }
 
 /// Reads one topic's messages into batches.
@@ -386,7 +386,7 @@ impl<'w, S: Sink> Worker<'w, S> {
         if !self.tasks.contains_key(&message.partition) {
             let Standing { position_id, epoch, next, passed } =
                 self.sink.standing(self.source_id, message.partition, message.offset);
-            self.tasks.insert(message.partition, Task { position_id, epoch, read: next, passed });
+            self.tasks.insert(message.partition, Task { position_id, epoch, read: next, passage: Passage::from(passed) });
         }
     }
 
@@ -499,8 +499,8 @@ impl<'w, S: Sink> Worker<'w, S> {
         if offset < task.read {
             return;
         }
-        let Task { position_id, epoch, read, passed } = *task;
-        let start = Advance { passed, ..Advance::standing(position_id, epoch, read) };
+        let Task { position_id, epoch, read, mut passage } = *task;
+        let start = Advance { passed: passage.passed(), ..Advance::standing(position_id, epoch, read) };
         let repeated =
             one.peek.may_repeat().and_then(|(print, lsn)| Some((print, self.front.repeat(position_id, print, lsn)?)));
         if let Some((print, outcome)) = repeated {
@@ -517,7 +517,8 @@ impl<'w, S: Sink> Worker<'w, S> {
         let outcome = match one.meaning.as_ref().expect("decoded above") {
             Ok(Decoded::Event(event)) => {
                 self.open.advance(position_id, || start, offset, None);
-                let outcome = self.judge(one, event, position_id, passed.covers(event.ts, event.lsn));
+                let passed = passage.pass(event.ts, event.lsn);
+                let outcome = self.judge(one, event, position_id, passed);
                 self.open.count(position_id, outcome, 1);
                 outcome
             }
@@ -548,9 +549,9 @@ impl<'w, S: Sink> Worker<'w, S> {
         if let Peek::Row(envelope) = &one.peek
             && !matches!(one.meaning, Some(Err(_)))
         {
-            task.passed.raise(envelope.ts, envelope.lsn);
+            task.passage.pass(envelope.ts, envelope.lsn);
         }
-        self.open.progress(position_id, (offset, Some(timestamp_ms), 0), task.passed);
+        self.open.progress(position_id, (offset, Some(timestamp_ms), 0), task.passage.passed());
     }
 
     fn passive(&mut self, start: Advance, offset: i64, outcome: Counter) -> Counter {

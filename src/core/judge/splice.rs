@@ -113,7 +113,7 @@ struct Entry<'a> {
 enum What<'a> {
     /// A version, and who was known as its last modifying user.
     Version(Option<Box<str>>),
-    Event(&'a KeptRow),
+    Event(&'a KeptRow, Kept),
 }
 
 /// Places the late events of one record. `record` brings number, home, key and floor, no image; `versions` are all it has;
@@ -170,7 +170,7 @@ pub fn splice(
             None => (header_of_delete(row), Vec::new()),
         };
         let header = Header { recorded: row.recorded, ..header };
-        entries.push((place_of(event), Entry { at: row.at, header, fields, what: What::Event(row) }));
+        entries.push((place_of(event), Entry { at: row.at, header, fields, what: What::Event(row, event.kept) }));
     }
     // Stable: at equal places versions come first.
     entries.sort_by_key(|(place, _)| *place);
@@ -182,21 +182,32 @@ pub fn splice(
         recorded = recorded.min(entry.header.recorded);
         entry.header.recorded = recorded;
     }
+    // Whether a whole row that was judged in its turn stands behind the newest late one.
+    let mut vouched = true;
     let mut scene = Scene::new(object, identity, before);
     let mut anchor = None;
     for (_, Entry { at, header, fields, what }) in entries {
         match what {
             What::Version(user) => {
+                vouched |= is_first(&header);
                 if is_first(&header) && scene.record().head.is_some() {
                     anchor = versions.first().map(|first| first_as_event(&header, first));
                 }
                 scene.version(&header, fields, user, at);
             }
-            What::Event(event) => scene.event(event, &header, fields),
+            What::Event(event, kept) => {
+                vouched = match (kept, &event.d) {
+                    (_, None) => vouched,
+                    (Kept::Anchor, _) => true,
+                    (Kept::Late, _) => false,
+                    (Kept::Placed, _) => vouched,
+                };
+                scene.event(event, &header, fields);
+            }
         }
     }
     let after = scene.record();
-    if changes_what_is_known(object, &whole, after) {
+    if !vouched && changes_what_is_known(object, &whole, after) {
         return Err(Unplaceable::NoAnchor);
     }
     let floor = floor_after(record.floor, whole.head.as_ref(), after.head.as_ref());
@@ -272,8 +283,11 @@ fn first_keyframe(from: u32) -> i32 {
     from.div_ceil(CHAIN) as i32
 }
 
-/// Whether a known value of the last image would become another one. It can't: whatever moved the record after the late
-/// events was judged by its whole row.
+/// Whether a known value of the last image would become another one.
+///
+/// With a whole row behind the late ones it may: a field that this row lacks (its mapping lost it, or it is a long text
+/// that was not touched) keeps what the late event gave it. Without one it must not: then what moved the record after the
+/// late events is missing here.
 fn changes_what_is_known(object: &ObjectFacts, known: &Record, after: &Record) -> bool {
     known.image.fields().any(|(no, old)| match (old, after.image.get(no)) {
         (ValueRef::Unknown, _) => false,
