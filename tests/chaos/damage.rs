@@ -60,7 +60,7 @@ pub async fn unseen(
         sink.batch_execute(&format!("BEGIN; {NEWEST}; {damage}")).await?;
         let verdict = check(sink, topics, events, ends).await;
         sink.batch_execute("ROLLBACK").await?;
-        if verdict?.is_right(false) {
+        if verdict?.findings.is_empty() {
             unseen.push(format!("the checker does not see that {what}"));
         }
     }

@@ -37,9 +37,6 @@ pub struct Options {
     /// How long the lag may take to reach zero once the faults have stopped, in seconds
     #[arg(long, default_value_t = 120)]
     pub settle: u64,
-    /// Late events are failures: none may be left unsettled, and the whole history must be the source's
-    #[arg(long)]
-    pub strict: bool,
     /// Keeps logs and dumps also when all is well
     #[arg(long)]
     pub keep: bool,

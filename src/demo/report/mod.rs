@@ -27,13 +27,6 @@ pub const LISTENER_DATABASE: &str = "listener";
 /// What the article's listener paid for a version: 4,274 MB for 8,857,770 rows, indexes included.
 pub const ARTICLE_BYTES_PER_VERSION: f64 = 506.0;
 
-/// The most of all records that may miss an event that came late before the report makes a note of it. Where all of them are
-/// in their place in time, as they should be, none does.
-const MOST_LATE: f64 = 0.05;
-/// A run with fewer events is small: most of its late events come with a reload of a table, and their number depends on
-/// how far workers read apart, not on how much there is besides.
-const SMALL: u64 = 50_000;
-
 /// What the demo knows beside what the sink says.
 #[derive(Debug)]
 pub struct Facts<'a> {
@@ -211,9 +204,6 @@ pub struct TruthCheck {
     pub right_images: usize,
     /// Of these, with the right number of versions as well.
     pub right_histories: usize,
-    /// Of all, those with an event that was read after a newer one of the same record, and whose versions or
-    /// values differ therefore: that event is kept in `late_events`, not in the history.
-    pub late: usize,
     /// Some of the differences, in words.
     pub differences: Vec<String>,
 }
@@ -221,18 +211,7 @@ pub struct TruthCheck {
 impl TruthCheck {
     /// Whether the stored records are what they ought to be.
     pub fn ok(&self) -> bool {
-        self.right_histories + self.late == self.records
-    }
-
-    /// What there is to say of the records that miss a late event, if they are many in a run of so many events.
-    pub fn note(&self, events: u64) -> Option<String> {
-        let share = self.late as f64 / self.records.max(1) as f64;
-        let why = if events < SMALL {
-            "a run this small has few other records, and the workers read apart as far as in a large one"
-        } else {
-            "more than a run this large should have; afterimage.late_events has them"
-        };
-        (share > MOST_LATE).then(|| format!("{:.0}% of them, {why}", 100.0 * share))
+        self.right_histories == self.records
     }
 }
 
