@@ -53,12 +53,12 @@ impl Images {
         self.told(self.store.mark(StoreId(position)))
     }
 
-    /// Forgets everything of a position.
+    /// Forgets everything of a position, and begins anew with this mark, in one.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub fn clear(&self, position: PositionId) -> Result<(), StoreFailed> {
-        self.told(self.store.clear(StoreId(position)))
+    pub fn begin(&self, mark: Mark) -> Result<(), StoreFailed> {
+        self.told(self.store.begin(mark))
     }
 
     /// The records that these positions hold, in the order asked; `None` = not here, ask Postgres.

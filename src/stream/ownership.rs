@@ -94,9 +94,9 @@ impl Claims {
                 counter!(names::GAPS, "topic" => topic.to_string()).increment(1);
                 tracing::error!(topic = %topic, partition = claim.partition, from, to, "gap: offsets were gone before they were read");
             }
-            let Prepared { start, missing_after, gone } = self.prepare_store(claim, earliest)?;
+            let Prepared { start, missing_after, left } = self.prepare_store(claim, earliest)?;
             let task = Task::new(claim, start, missing_after);
-            self.mark_claim(&task, start, &gone)?;
+            self.mark_claim(&task, start, &left)?;
             let found = wanted.iter().find(|one| (one.source_id, one.partition) == (claim.source_id, claim.partition));
             self.logs.claimed(of.clone(), claim.position_id, claim.epoch, found.and_then(|one| one.found));
             tasks.entry(topic).or_default().push(task);
@@ -216,16 +216,14 @@ impl Claims {
         failpoint!("restore.decided", "a failpoint".to_owned());
         let missing_after = mark.and_then(|mark| mark.missing_after);
         let (start, known) = match plan {
-            Recovery::Use => return Ok(Prepared { start: claim.next, missing_after, gone: Vec::new() }),
+            Recovery::Use => return Ok(Prepared { start: claim.next, missing_after, left: Left::AllBut(Vec::new()) }),
             Recovery::CatchUp { from, invalidations_after, .. } => (from, invalidations_after),
             Recovery::Clear(reason) => {
                 if mark.is_some() {
                     counter!(names::STATE_CLEARED, "reason" => reason.label()).increment(1);
                     tracing::info!(position = claim.position_id, %reason, "the local records of a position are dropped");
                 }
-                self.images.clear(claim.position_id).map_err(|error| error.to_string())?;
-                failpoint!("restore.cleared", "a failpoint".to_owned());
-                return Ok(Prepared { start: claim.next, missing_after: Some(0), gone: Vec::new() });
+                return Ok(Prepared { start: claim.next, missing_after: Some(0), left: Left::Nothing });
             }
         };
         let mut gone = Vec::new();
@@ -239,20 +237,26 @@ impl Claims {
             let answer = self.runtime.block_on(async { tokio::time::timeout(CLAIM_TIME, asked).await });
             gone = answer.map_err(|_| "the sink does not answer".to_string())??;
         }
-        Ok(Prepared { start, missing_after, gone })
+        Ok(Prepared { start, missing_after, left: Left::AllBut(gone) })
     }
 
-    /// The store forgets what was taken away and is as far as `next` under this claim, in one: what the topic's thread may
-    /// still have in hand of an older one is refused from here on.
-    fn mark_claim(&self, task: &Task, next: i64, gone: &[Invalidated]) -> Result<(), String> {
+    /// The store forgets what is not to be left and is as far as `next` under this claim, in one: what the topic's thread
+    /// may still have in hand of an older one is refused from here on.
+    fn mark_claim(&self, task: &Task, next: i64, left: &Left) -> Result<(), String> {
         let mark = Mark { next, ..task.mark(self.sink_id) };
-        match self.images.apply(0, &[], gone, [mark]) {
-            Ok(true) => {}
-            Ok(false) => return Err("the image store has seen a newer claim".to_owned()),
-            Err(error) => return Err(error.to_string()),
-        }
-        if !gone.is_empty() {
-            failpoint!("restore.invalidated", "a failpoint".to_owned());
+        match left {
+            Left::Nothing => {
+                self.images.begin(mark).map_err(|error| error.to_string())?;
+                failpoint!("restore.cleared", "a failpoint".to_owned());
+            }
+            Left::AllBut(gone) => {
+                if !self.images.apply(0, &[], gone, [mark]).map_err(|error| error.to_string())? {
+                    return Err("the image store has seen a newer claim".to_owned());
+                }
+                if !gone.is_empty() {
+                    failpoint!("restore.invalidated", "a failpoint".to_owned());
+                }
+            }
         }
         Ok(())
     }
@@ -264,8 +268,15 @@ struct Prepared {
     start: i64,
     /// After which record's number some are missing.
     missing_after: Option<i32>,
-    /// What others took away and the store has not forgotten yet.
-    gone: Vec<Invalidated>,
+    left: Left,
+}
+
+/// What is left of its local records.
+enum Left {
+    /// They can't be trusted.
+    Nothing,
+    /// All but what others took away and the store has not forgotten yet.
+    AllBut(Vec<Invalidated>),
 }
 
 impl TopicSide {

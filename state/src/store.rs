@@ -211,19 +211,39 @@ impl Store {
     /// # Errors
     /// [`StateError::Full`], [`StateError::Engine`], [`StateError::Corrupted`]: the store is poisoned from now on.
     pub fn clear(&self, position: PositionId) -> Result<(), StateError> {
+        self.forget(position, None)
+    }
+
+    /// Forget everything of a position, and set this mark instead, whatever stood there: in one write, so that no batch of
+    /// an older mark finds its way between.
+    ///
+    /// # Errors
+    /// As of [`clear`](Store::clear).
+    pub fn begin(&self, mark: Mark) -> Result<(), StateError> {
+        self.forget(PositionId(mark.position_id), Some(mark))
+    }
+
+    fn forget(&self, position: PositionId, mark: Option<Mark>) -> Result<(), StateError> {
         let mut stored = self.marks_lock()?;
         let (from, to) = layout::range(position);
+        let mut records = rocksdb::WriteBatch::default();
         // Every range tombstone costs later reads until it is compacted away: none for an empty range, so that
         // claiming 256 new partitions leaves none.
-        if !stored.contains_key(&position) && self.is_empty(from, to)? {
-            return Ok(());
+        if stored.contains_key(&position) || !self.is_empty(from, to)? {
+            // Not `delete_file_in_range`, which frees the disk sooner: it can drop a file that holds a newer value
+            // or this very tombstone, and an older value below it would come back.
+            records.delete_range(from, to);
         }
-        // Not `delete_file_in_range`, which frees the disk sooner: it can drop a file that holds a newer value
-        // or this very tombstone, and an older value below it would come back.
-        let mut records = rocksdb::WriteBatch::default();
-        records.delete_range(from, to);
-        self.write("clear", records)?;
-        stored.remove(&position);
+        if let Some(mark) = &mark {
+            records.put(layout::mark_key(position), mark.encode());
+        }
+        if !records.is_empty() {
+            self.write("clear", records)?;
+        }
+        match mark {
+            Some(mark) => stored.insert(position, mark),
+            None => stored.remove(&position),
+        };
         Ok(())
     }
 

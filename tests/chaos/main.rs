@@ -219,6 +219,20 @@ async fn come_to_rest(
         let positions = stage.watch.positions();
         problems.push(format!("the lag is not zero after {limit:?}: ends {ends:?}, positions {positions:?}"));
     }
+    // The owners of the records' homes place them, seconds later.
+    let sink = support::postgres::connect(&stage.url).await;
+    let waiting = async || {
+        let query = "SELECT count(*) FROM afterimage.late_events WHERE settled_at IS NULL";
+        sink.query_one(query, &[]).await.map_or(i64::MAX, |row| row.get(0))
+    };
+    let since = Instant::now();
+    while waiting().await > 0 {
+        if since.elapsed() > limit {
+            problems.push(format!("late events still have no place after {limit:?}"));
+            break;
+        }
+        let_pass(Duration::from_millis(50)).await;
+    }
     supervisor.abort();
     // It held the stage: wait until it has let go.
     let _ = supervisor.await;

@@ -386,7 +386,8 @@ impl<'w, S: Sink> Worker<'w, S> {
         if !self.tasks.contains_key(&message.partition) {
             let Standing { position_id, epoch, next, passed } =
                 self.sink.standing(self.source_id, message.partition, message.offset);
-            self.tasks.insert(message.partition, Task { position_id, epoch, read: next, passage: Passage::from(passed) });
+            self.tasks
+                .insert(message.partition, Task { position_id, epoch, read: next, passage: Passage::from(passed) });
         }
     }
 
