@@ -109,6 +109,37 @@ async fn a_worker_of_another_partition_brings_it_and_the_home_of_the_record_plac
     two.stop();
 }
 
+/// The same backlog by one worker, by three, and by three of which one dies on the way: one history, and it is the source's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backlog_with_reloads_gives_one_history_whoever_reads_it() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let mut stream = Stream::new(&broker, TOPIC, 6);
+    stream.rounds(120, 0..3);
+    for reload in 1..4 {
+        stream.reload();
+        stream.rounds(120, 3 * reload..3 * reload + 3);
+    }
+    for (names, dies) in [(&["one"][..], false), (&["one", "two", "three"], false), (&["one", "two", "three"], true)] {
+        let (sink, deployment) = deployment(&broker).await;
+        let client = sink.connect().await;
+        let mut workers: Vec<_> = names.iter().map(|name| deployment.worker(name)).collect();
+        if dies {
+            wait_for("a third of it", LONG, async || {
+                let read = "SELECT coalesce(sum(next_offset), 0)::bigint FROM afterimage.positions";
+                let read: i64 = client.query_one(read, &[]).await.unwrap().get(0);
+                if read * 3 > stream.ends().values().sum::<i64>() { Ok(()) } else { Err(read.to_string()) }
+            })
+            .await;
+            workers[0].kill9();
+            workers[0] = deployment.worker(names[0]);
+        }
+        caught_up(&client, &stream.ends(), &mut workers.iter_mut().collect::<Vec<_>>()).await;
+        placed(&client).await;
+        assert_history(&client, &stream).await;
+        workers.into_iter().for_each(|mut worker| worker.stop());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn anchors_go_when_nothing_older_can_come() {
     let broker = EmbeddedBroker::start(1).unwrap();

@@ -141,12 +141,21 @@ impl Images {
         records: impl IntoIterator<Item = &'a Restored>,
         marks: impl IntoIterator<Item = Mark>,
     ) -> Result<bool, StoreFailed> {
-        let mut batch = WriteBatch::new();
-        for one in records {
-            let home = StoreId(one.home);
-            batch.put(&RecordKey::image(home, object_id, one.identity.as_bytes()), &one.bytes);
-            if let Some(row_key) = &one.row_key {
-                batch.put(&RecordKey::row_key(home, object_id, row_key.as_bytes()), one.identity.as_bytes());
+        let mut records: Vec<&Restored> = records.into_iter().collect();
+        // Numbers of records rise as their identities and keys mostly do: kept together, what belongs together is put in in
+        // nearly its order, which costs the store half as much as in turns.
+        records.sort_by_key(|one| one.home);
+        let mut batch = WriteBatch::with_capacity(records.iter().map(|one| one.room()).sum());
+        for of_home in records.chunk_by(|one, next| one.home == next.home) {
+            for one in of_home {
+                let key = RecordKey::image(StoreId(one.home), object_id, one.identity.as_bytes());
+                batch.put(&key, &one.bytes);
+            }
+            for one in of_home {
+                if let Some(row_key) = &one.row_key {
+                    let key = RecordKey::row_key(StoreId(one.home), object_id, row_key.as_bytes());
+                    batch.put(&key, one.identity.as_bytes());
+                }
             }
         }
         for mark in marks {
@@ -193,6 +202,12 @@ pub struct Restored {
 }
 
 impl Restored {
+    /// Bytes that it takes in a batch, about.
+    fn room(&self) -> usize {
+        let row_key = self.row_key.as_ref().map_or(0, |key| key.len() + self.identity.len() + 16);
+        self.bytes.len() + self.identity.len() + 16 + row_key
+    }
+
     /// Of a record with a home and a history.
     pub fn of(object_id: i16, identity: Box<str>, record: &Record) -> Option<Restored> {
         // One that was only registered holds no key.

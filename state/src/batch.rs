@@ -20,6 +20,11 @@ impl WriteBatch {
         WriteBatch::default()
     }
 
+    /// An empty batch with room for so many bytes of keys and values.
+    pub fn with_capacity(bytes: usize) -> WriteBatch {
+        WriteBatch { records: rocksdb::WriteBatch::with_capacity_bytes(bytes), ..WriteBatch::default() }
+    }
+
     /// Set the value under a key.
     pub fn put(&mut self, key: &RecordKey, value: &[u8]) {
         self.filled.insert(key.position());
