@@ -109,6 +109,45 @@ async fn a_worker_of_another_partition_brings_it_and_the_home_of_the_record_plac
     two.stop();
 }
 
+/// Dead letters that were retried leave records at home where no worker is; so does the earlier life of a topic.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_whose_home_has_no_worker_is_looked_after_by_another() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let (sink, deployment) = deployment(&broker).await;
+    let mut stream = Stream::new(&broker, TOPIC, 4);
+    stream.rounds(30, 0..3);
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    reload_while_one_lags(&mut stream, 1);
+    caught_up(&client, &stream.arrived(), &mut [&mut worker]).await;
+    worker.stop();
+    let left = "WITH s AS ( \
+                  INSERT INTO afterimage.source (name, kind, topic, org_id, object_id) \
+                  SELECT name || ' (retry)', 'retry', name || ' (retry)', org_id, object_id FROM afterimage.source RETURNING source_id), \
+                p AS ( \
+                  INSERT INTO afterimage.position (source_id, partition, first_next, next, live) \
+                  SELECT source_id, n, 0, 0, n = 0 FROM s, generate_series(0, 1) n RETURNING position_id) \
+                UPDATE afterimage.record SET home = (SELECT min(position_id) + rid % 2 FROM p)";
+    assert_eq!(client.execute(left, &[]).await.unwrap(), 30);
+    // The image store must not believe what it has of records that were taken away.
+    std::fs::remove_dir_all(deployment.state_dir("one")).unwrap();
+    stream.release();
+    let mut worker = deployment.worker("one");
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    let (versions, noops) = placed(&client).await;
+    assert!(versions > 0 && noops > 0, "{versions} {noops}");
+    assert_same(&history(&client, "emea", "account").await, &stream.wanted());
+    // And further on.
+    stream.rounds(30, 9..12);
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    assert_same(&history(&client, "emea", "account").await, &stream.wanted());
+    let mut ends = stream.ends();
+    ends.extend((0..2).map(|partition| ((format!("{TOPIC} (retry)"), partition), 0)));
+    assert_conserved(&client, &ends).await;
+    worker.stop();
+}
+
 /// The same backlog by one worker, by three, and by three of which one dies on the way: one history, and it is the source's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_with_reloads_gives_one_history_whoever_reads_it() {

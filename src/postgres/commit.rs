@@ -207,7 +207,7 @@ async fn write(
         append(&transaction, batches).await?;
         failpoint!("commit.appended", CommitError::made());
     }
-    let mut expected = lock(&transaction, batches, held, &mut known).await?;
+    let mut expected = lock(&transaction, batches, &donors(batches), held, &mut known).await?;
     failpoint!("commit.locked", CommitError::made());
     if takes_over {
         // The newest versions must be those that were read: compared before this batch adds its own.
@@ -309,16 +309,23 @@ pub(super) async fn history<'r>(
     Ok(())
 }
 
-/// Locks positions and returns the invalidation number that `advance` has to find, by position.
+/// Positions that these batches take records from.
+fn donors(batches: &[&SealedBatch]) -> Vec<PositionId> {
+    let changes = batches.iter().flat_map(|batch| &batch.registry);
+    changes.filter_map(|change| change.taken_from.as_ref()?.home).collect()
+}
+
+/// Locks the batches' positions and their donors, and returns the invalidation number that `advance` has to find, by
+/// position.
 pub(super) async fn lock(
     transaction: &Transaction<'_>,
     batches: &[&SealedBatch],
+    donors: &[PositionId],
     held: &BTreeMap<PositionId, Held>,
     known: &mut Committed,
 ) -> Result<BTreeMap<PositionId, i64>, CommitError> {
     let own = batches.iter().flat_map(|batch| &batch.advances).map(|advance| advance.position_id);
-    let donors = batches.iter().flat_map(|batch| &batch.registry).filter_map(|change| change.taken_from.as_ref()?.home);
-    let ids: Vec<PositionId> = own.chain(donors).collect::<BTreeSet<_>>().into_iter().collect();
+    let ids: Vec<PositionId> = own.chain(donors.iter().copied()).collect::<BTreeSet<_>>().into_iter().collect();
     let rows = transaction
         .query_typed(
             "SELECT position_id, inval_seq FROM afterimage.position WHERE position_id = ANY($1) \

@@ -40,16 +40,30 @@ pub struct Placed {
     pub more: bool,
 }
 
-/// Partitions that are homes of records with late events still to be placed: source row and partition.
+/// The position that looks after records whose home has no worker: that of an earlier life of a topic, or of a retry of
+/// dead letters. The same for every worker, whoever owns it.
+const ADOPTER: &str = "
+SELECT min(p.position_id) FROM afterimage.position p JOIN afterimage.source s ON s.source_id = p.source_id
+WHERE p.live AND s.kind = 'kafka' AND s.object_id = ";
+
+/// Whether the position `h` of the source row `s` has no worker.
+const ORPHANS: &str = "(NOT h.live OR s.kind = 'retry')";
+
+/// Partitions that are homes of records with late events still to be placed, or have to look after them: source row and
+/// partition.
 ///
 /// # Errors
 /// When the query fails.
 pub async fn waiting(client: &Client) -> Result<Vec<(i16, i32)>, tokio_postgres::Error> {
     let rows = client
         .query_typed(
-            "SELECT DISTINCT p.source_id, p.partition FROM afterimage.late_event l \
-             JOIN afterimage.record r ON r.rid = l.rid JOIN afterimage.position p ON p.position_id = r.home \
-             WHERE l.settled_at IS NULL AND p.live",
+            &format!(
+                "SELECT DISTINCT p.source_id, p.partition FROM ( \
+                   SELECT DISTINCT r.object_id, r.home FROM afterimage.late_event l \
+                   JOIN afterimage.record r ON r.rid = l.rid WHERE l.settled_at IS NULL) w \
+                 JOIN afterimage.position h ON h.position_id = w.home JOIN afterimage.source s ON s.source_id = h.source_id \
+                 JOIN afterimage.position p ON p.position_id = CASE WHEN {ORPHANS} THEN ({ADOPTER} w.object_id) ELSE w.home END"
+            ),
             &[],
         )
         .await?;
@@ -105,17 +119,32 @@ pub async fn place(
     let homes: Vec<PositionId> = held.keys().copied().collect();
     let rows = client
         .query_typed(
-            "SELECT DISTINCT r.home, r.rid FROM afterimage.late_event l JOIN afterimage.record r ON r.rid = l.rid \
-             WHERE l.settled_at IS NULL AND r.home = ANY($1) ORDER BY r.rid LIMIT $2",
-            &[(&homes, Type::INT4_ARRAY), (&(MOST_RECORDS + 1), Type::INT8)],
+            &format!(
+                "WITH adopter AS ({ADOPTER} $3) \
+                 SELECT DISTINCT r.rid, r.home, CASE WHEN r.home = ANY($1) THEN r.home ELSE a.min END \
+                 FROM afterimage.late_event l JOIN afterimage.record r ON r.rid = l.rid \
+                 JOIN afterimage.position h ON h.position_id = r.home JOIN afterimage.source s ON s.source_id = h.source_id \
+                 CROSS JOIN adopter a \
+                 WHERE l.settled_at IS NULL AND r.object_id = $3 AND (r.home = ANY($1) OR a.min = ANY($1) AND {ORPHANS}) \
+                 ORDER BY r.rid LIMIT $2"
+            ),
+            &[(&homes, Type::INT4_ARRAY), (&(MOST_RECORDS + 1), Type::INT8), (&object.object_id, Type::INT2)],
         )
         .await?;
     if rows.is_empty() {
         return Ok(None);
     }
     let more = rows.len() as i64 > MOST_RECORDS;
-    let rids: Vec<i32> = rows.iter().take(MOST_RECORDS as usize).map(|row| row.try_get(1)).collect::<Result<_, _>>()?;
-    let positions: BTreeSet<PositionId> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    let mut rids: Vec<i32> = Vec::with_capacity(rows.len());
+    let (mut positions, mut orphans) = (BTreeSet::new(), BTreeMap::new());
+    for row in rows.iter().take(MOST_RECORDS as usize) {
+        let (rid, home, by): (i32, PositionId, PositionId) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        rids.push(rid);
+        positions.insert(by);
+        if home != by {
+            orphans.insert(rid, (home, by));
+        }
+    }
     let months: Vec<Moment> = client
         .query_typed(
             "SELECT min(k.at) FROM ( \
@@ -146,7 +175,9 @@ pub async fn place(
         ..SealedBatch::default()
     };
     let mut placed = Placed { more, ..Placed::default() };
-    let mut expected = lock(&transaction, &[&steps], held, &mut placed.committed).await?;
+    let donors: Vec<PositionId> = orphans.values().map(|(home, _)| *home).collect();
+    let mut expected = lock(&transaction, &[&steps], &donors, held, &mut placed.committed).await?;
+    adopt(&transaction, object.object_id, &orphans, &mut expected).await?;
     let found = read(&transaction, &rids, &homes).await?;
     let mut log = Vec::new();
     for (rid, one) in found {
@@ -186,6 +217,39 @@ pub async fn place(
     transaction.commit().await?;
     placed.committed.inval_seq.extend(expected.into_iter().filter(|(position, _)| held.contains_key(position)));
     Ok(Some(placed))
+}
+
+/// Takes records over from homes that have no worker, unless somebody else has done so.
+async fn adopt(
+    transaction: &Transaction<'_>,
+    object_id: i16,
+    orphans: &BTreeMap<i32, (PositionId, PositionId)>,
+    expected: &mut BTreeMap<PositionId, i64>,
+) -> Result<(), CommitError> {
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    let rids: Vec<i32> = orphans.keys().copied().collect();
+    let (from, to): (Vec<i32>, Vec<i32>) = orphans.values().copied().unzip();
+    let rows = transaction
+        .query_typed(
+            "WITH found AS ( \
+               SELECT r.rid, o.home, o.by FROM afterimage.record r \
+               JOIN unnest($1::int[], $2::int[], $3::int[]) AS o(rid, home, by) ON o.rid = r.rid AND o.home = r.home \
+               ORDER BY r.rid FOR NO KEY UPDATE OF r) \
+             UPDATE afterimage.record r SET home = found.by FROM found WHERE r.rid = found.rid \
+             RETURNING r.rid, found.home, r.sfid",
+            &[(&rids, Type::INT4_ARRAY), (&from, Type::INT4_ARRAY), (&to, Type::INT4_ARRAY)],
+        )
+        .await?;
+    let mut log = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let (rid, donor, sfid): (i32, PositionId, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let seq = expected.entry(donor).or_insert(0);
+        *seq += 1;
+        log.push((donor, *seq, rid, key_hash(object_id, sfid)));
+    }
+    invalidate(transaction, object_id, "m", &log).await
 }
 
 async fn read(
