@@ -129,8 +129,21 @@ async fn who_lives_is_known_behind_a_pooler_also_while_nothing_happens() {
     second.wait_for_log("reading").await;
     second.stop();
     shown(true).await;
+    let skip = |to: i64| {
+        let to = to.to_string();
+        let arguments = ["skip", "calm.emea.account", "--partition", "0", "--to", &to, "--yes", "--reason", "a test"];
+        let skipped = deployment.verb("offsets", &arguments);
+        (skipped.status.code(), String::from_utf8(skipped.stderr).unwrap())
+    };
+    let read = stream.ends()[&("calm.emea.account".to_owned(), 0)];
+    let (code, said) = skip(read);
+    assert!(code == Some(4) && said.contains("worker one holds it"), "{code:?} {said}");
     first.kill9();
     shown(false).await;
+    stream.send(0, None, Some(b"nothing that anybody needs"));
+    stream.flush();
+    let (code, said) = skip(read + 1);
+    assert_eq!(code, Some(0), "{said}");
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'afterimage/%'";
     assert_eq!(client.query_one(sessions, &[]).await.unwrap().get::<_, i64>(0), 0, "no session passes for a worker");
 }

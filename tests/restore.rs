@@ -119,6 +119,10 @@ async fn an_image_store_that_was_lost_is_filled_again_and_then_serves_everything
 async fn what_is_committed_after_it_was_read_back_is_not_overwritten() {
     let mut world = World::set().await;
     let mut one = world.held_up().await;
+    let metrics = one.metrics().await;
+    let left = |what| counted(&metrics, &format!("afterimage_restore_remaining_{what}{{topic=\"calm.emea.account\"}}"));
+    assert_eq!(left("records"), f64::from(RECORDS));
+    assert!(left("seconds").is_nan(), "nothing has come yet: when it is whole is not known");
     // Every record changes, and some keys go to other records.
     world.stream.rounds(RECORDS, 2..4);
     world.stream.reload();

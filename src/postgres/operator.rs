@@ -9,6 +9,7 @@ use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
 use super::client::describe;
+use super::status::LIVES;
 use super::wire::Moment;
 use crate::core::event::Micros;
 use crate::core::intervention::Holder;
@@ -89,10 +90,10 @@ pub struct Standing {
 pub async fn standings(client: &Client, which: &Which) -> Result<Vec<Standing>, tokio_postgres::Error> {
     let rows = client
         .query_typed(
-            "SELECT coalesce(o.name, ''), coalesce(b.name, ''), s.topic, p.source_id, p.partition, p.position_id, \
+            &format!(
+                "SELECT coalesce(o.name, ''), coalesce(b.name, ''), s.topic, p.source_id, p.partition, p.position_id, \
                p.incarnation, p.live, p.first_next, p.next, p.epoch, c.worker, \
-               EXISTS (SELECT FROM pg_stat_activity a WHERE a.datname = current_database() \
-                       AND a.application_name = 'afterimage/' || c.worker), \
+               {LIVES}, \
                p.last_offset, p.last_ts, p.last_hash, p.source_at, p.source_lsn, p.halted_at, p.halt, p.halt_stays, \
                coalesce(s.cluster_id, ''), coalesce(s.group_id, '') \
              FROM afterimage.position p \
@@ -103,7 +104,8 @@ pub async fn standings(client: &Client, which: &Which) -> Result<Vec<Standing>, 
              WHERE s.kind = 'kafka' AND (p.live OR $5) AND ($1::text IS NULL OR o.name = $1) \
                AND ($2::text IS NULL OR b.name = $2) AND ($3::text IS NULL OR s.topic = $3) \
                AND ($4::int IS NULL OR p.partition = $4) \
-             ORDER BY o.name, b.name, s.topic, p.partition, p.incarnation",
+             ORDER BY o.name, b.name, s.topic, p.partition, p.incarnation"
+            ),
             &[
                 (&which.org, Type::TEXT),
                 (&which.object, Type::TEXT),

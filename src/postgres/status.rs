@@ -190,6 +190,13 @@ pub const OUTCOMES: [&str; 13] = [
     "gap",
 ];
 
+/// Whether the worker of the claim `c` lives: it has a session, or, behind a pooler, was seen a moment ago.
+pub(super) const LIVES: &str = "\
+(EXISTS (SELECT FROM pg_stat_activity a WHERE a.datname = current_database() \
+         AND a.application_name = 'afterimage/' || c.worker) \
+ OR EXISTS (SELECT FROM afterimage.worker w WHERE w.worker = c.worker \
+            AND w.seen_at > clock_timestamp() - interval '10 seconds'))";
+
 /// All live partitions, of one org or object if named, by org, object, topic, partition.
 ///
 /// # Errors
@@ -201,11 +208,8 @@ pub async fn partitions(
 ) -> Result<Vec<PartitionStatus>, Error> {
     let rows = client
         .query_typed(
-            "SELECT coalesce(o.name, ''), coalesce(b.name, ''), coalesce(s.topic, s.name), p.partition, c.worker, \
-               EXISTS (SELECT FROM pg_stat_activity a WHERE a.datname = current_database() \
-                       AND a.application_name = 'afterimage/' || c.worker) \
-                 OR EXISTS (SELECT FROM afterimage.worker w WHERE w.worker = c.worker \
-                            AND w.seen_at > clock_timestamp() - interval '10 seconds'), \
+            &format!("SELECT coalesce(o.name, ''), coalesce(b.name, ''), coalesce(s.topic, s.name), p.partition, c.worker, \
+               {LIVES}, \
                p.epoch, p.first_next, p.next, p.source_at, p.committed_at, clock_timestamp(), \
                ARRAY[p.c_delta, p.c_baseline, p.c_noop + p.c_noop_status + p.c_noop_system, p.c_duplicate, p.c_stale, \
                      p.c_tombstone, p.c_ignored, p.c_pending, p.c_dead, p.c_delete_unknown, p.c_forgotten, p.c_hole, p.c_gap], \
@@ -216,7 +220,7 @@ pub async fn partitions(
              LEFT JOIN afterimage.object b ON b.object_id = s.object_id \
              LEFT JOIN afterimage.claim c ON c.position_id = p.position_id AND c.epoch = p.epoch \
              WHERE p.live AND s.kind = 'kafka' AND ($1::text IS NULL OR o.name = $1) AND ($2::text IS NULL OR b.name = $2) \
-             ORDER BY o.name, b.name, s.topic, p.partition",
+             ORDER BY o.name, b.name, s.topic, p.partition"),
             &[(&org, Type::TEXT), (&object, Type::TEXT)],
         )
         .await?;

@@ -51,8 +51,10 @@ const NARROWEST: i32 = 1_000;
 const MOST_CHANGED: usize = 1_000_000;
 /// With less room on the disk the image store is not filled: it would take a worker down that can do without.
 const LEAST_ROOM: u64 = 256 << 20;
-/// Progress is told this often.
+/// Progress is told this often …
 const TELL: Duration = Duration::from_secs(10);
+/// … and shown this often, also while nothing comes: then it takes longer.
+const SHOW: Duration = Duration::from_secs(1);
 
 /// One topic of a worker at a time: it bounds memory, and what the sink is asked for.
 pub type Turns = Arc<Semaphore>;
@@ -98,6 +100,7 @@ struct Progress {
     records: u64,
     began: Instant,
     told: Instant,
+    shown: Instant,
 }
 
 impl Progress {
@@ -110,10 +113,14 @@ impl Progress {
         self.records as f64 / self.began.elapsed().as_secs_f64().max(1e-6)
     }
 
-    /// At the rate so far.
+    /// At the rate so far; not a number as long as nothing is known of it.
     fn seconds_left(&self) -> f64 {
-        let passed = f64::from(self.upto - self.from);
-        if passed <= 0.0 { 0.0 } else { f64::from(self.left()) * self.began.elapsed().as_secs_f64() / passed }
+        let (left, passed) = (f64::from(self.left()), f64::from(self.upto - self.from));
+        match (left > 0.0, passed > 0.0) {
+            (false, _) => 0.0,
+            (true, true) => left * self.began.elapsed().as_secs_f64() / passed,
+            (true, false) => f64::NAN,
+        }
     }
 }
 
@@ -170,7 +177,7 @@ impl Group {
         };
         self.parts.runtime.spawn(reader.run(after));
         let now = Instant::now();
-        let progress = Progress { from: after, upto: after, end: after, records: 0, began: now, told: now };
+        let progress = Progress { from: after, upto: after, end: after, records: 0, began: now, told: now, shown: now };
         let changed = KeyHashes::default();
         self.restore = Some(Restore { epochs, news: receiver, early: None, changed, facts, progress });
         Ok(())
@@ -195,7 +202,13 @@ impl Group {
                     return self.begun_restoring();
                 }
                 Ok(News::Block(block)) => block,
-                Err(mpsc::error::TryRecvError::Empty) => return,
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    if restore.progress.shown.elapsed() >= SHOW {
+                        restore.progress.shown = Instant::now();
+                        self.show_restoring();
+                    }
+                    return;
+                }
                 Err(mpsc::error::TryRecvError::Disconnected) => {
                     // A record can't be read, which was told. Read-through will meet it too.
                     return self.give_up_restoring();
@@ -451,4 +464,20 @@ struct Folding {
     /// Records that the next block should have.
     most: Arc<AtomicI64>,
     thread: tokio::task::JoinHandle<()>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn when_it_will_be_whole_is_told_at_the_rate_so_far_and_not_before_there_is_one() {
+        let began = Instant::now() - Duration::from_secs(10);
+        let at = |upto| Progress { from: 100, upto, end: 1_100, records: 0, began, told: began, shown: began };
+        assert!(at(100).seconds_left().is_nan(), "nothing has come");
+        let left = at(350).seconds_left();
+        assert!((30.0..31.0).contains(&left), "a quarter took 10 s: {left}");
+        assert_eq!(at(1_100).seconds_left(), 0.0);
+        assert_eq!(at(1_200).seconds_left(), 0.0, "records of others came after the last of ours");
+    }
 }

@@ -91,7 +91,7 @@ declare! {
     RESTORE_LEFT = "afterimage_restore_remaining_records", Form::Gauge, ["topic"], Count,
         "At most so many records the image store of this worker still lacks; until it is 0, what it lacks is looked up in Postgres.";
     RESTORE_SECONDS_LEFT = "afterimage_restore_remaining_seconds", Form::Gauge, ["topic"], Seconds,
-        "When the image store will be whole, at the rate so far.";
+        "When the image store will be whole, at the rate so far; NaN until there is one, 0 when it is whole or was given up (see the log).";
 
     // delta
     OUTCOMES = "afterimage_outcomes_total", Form::Counter, ["topic", "outcome"], Count,
