@@ -41,6 +41,7 @@ mod applying;
 pub mod checkup;
 mod chunk;
 mod committer;
+mod damage;
 mod databases;
 mod dictionary;
 mod flood;
@@ -81,6 +82,7 @@ use crate::telemetry::Health;
 
 use align::Boards;
 use committer::Committers;
+use damage::Damage;
 use databases::Databases;
 use images::Images;
 use ownership::Claims;
@@ -179,11 +181,14 @@ pub enum RunError {
 }
 
 /// Runs a worker until `stop` says so. When the disk under its image store is full, also at its start, it lets its
-/// partitions go, waits until there is room, and begins anew: what the store lacks is in the sink.
+/// partitions go, waits until there is room, and begins anew: what the store lacks is in the sink. So it does, at once and
+/// with an empty store, when the store is damaged.
 ///
 /// # Errors
-/// See [`RunError`]. Neither a full disk nor, once it reads, a broken connection alone ever ends it.
+/// See [`RunError`]. Neither a full disk nor, once it reads, a broken connection alone ever ends it; nor does damage, unless it
+/// comes again soon.
 pub async fn run(settings: RunSettings, mut stop: oneshot::Receiver<()>) -> Result<(), RunError> {
+    let mut damage = Damage::default();
     loop {
         match read(&settings, &mut stop).await {
             Err(RunError::State { source, .. }) if source.is_full() => {
@@ -191,6 +196,9 @@ pub async fn run(settings: RunSettings, mut stop: oneshot::Receiver<()>) -> Resu
                     room::Waited::RoomAgain => {}
                     room::Waited::AskedToStop => return Ok(()),
                 }
+            }
+            Err(RunError::State { source, .. }) if damage.is_mended_by_dropping(&source) => {
+                damage.drop_store(&settings, &source)?;
             }
             outcome => return outcome,
         }
@@ -311,6 +319,7 @@ async fn read(settings: &RunSettings, stop: &mut oneshot::Receiver<()>) -> Resul
     }
     match &outcome {
         Err(RunError::State { source, .. }) if source.is_full() => room::show(settings, source),
+        Err(RunError::State { source: StateError::Corrupted { .. }, .. }) => {}
         _ => {
             tracing::info!("stopping");
             settings.health.stopping();

@@ -82,7 +82,7 @@ declare! {
     STATE_INVALIDATED = "afterimage_state_invalidated_records_total", Form::Counter, ["reason"], Count,
         "Images dropped from the store; reason: catch_up.";
     STATE_CLEARED = "afterimage_state_cleared_total", Form::Counter, ["reason"], Count,
-        "Partitions whose images were dropped whole; reason: other_sink, unknown_claim, ahead, invalidations_ahead, too_far_behind, log_gone, invalidations_gone.";
+        "Partitions whose images were dropped whole; reason: damaged (the whole store, once), other_sink, unknown_claim, ahead, invalidations_ahead, too_far_behind, log_gone, invalidations_gone.";
     STATE_DISK_FULL = "afterimage_state_disk_full", Form::Gauge, [], Count,
         "1 while the worker holds no partition because the disk under its image store is full. Should be 0.";
 

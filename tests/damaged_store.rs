@@ -1,0 +1,131 @@
+//! An image store that is damaged: it is told, dropped and filled again, and nothing in it is believed (protocol D13).
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use afterimage::kafka::EmbeddedBroker;
+use serde_json::Value;
+use support::app::{App, Deployment};
+use support::audit::{assert_conserved, assert_same, caught_up, history};
+use support::postgres::{Database, fresh_database};
+use support::stream::Stream;
+use tokio_postgres::Client;
+
+const TOPIC: &str = "calm.emea.account";
+const RECORDS: u32 = 300;
+const DROPPED: &str = "the image store is damaged: it is dropped";
+const WHOLE: &str = "the image store is whole";
+
+struct World {
+    stream: Stream,
+    _sink: Database,
+    client: Client,
+    deployment: Deployment,
+    _broker: EmbeddedBroker,
+}
+
+impl World {
+    /// Some history, read by worker `one`, whose image store has all of it in files.
+    async fn set() -> World {
+        let broker = EmbeddedBroker::start(1).unwrap();
+        let sink = fresh_database().await;
+        let org = "[[org]]\nname = \"emea\"\ntopics = [\"calm.emea.*\"]";
+        let deployment = Deployment::new(&broker.servers(), &sink, org);
+        deployment.migrate();
+        let mut stream = Stream::new(&broker, TOPIC, 3);
+        let client = sink.connect().await;
+        for rounds in [0..2, 2..4] {
+            // At its second start the log of the first is written to a file.
+            stream.rounds(RECORDS, rounds);
+            let mut worker = deployment.worker("one");
+            caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+            worker.stop();
+        }
+        World { stream, _sink: sink, client, deployment, _broker: broker }
+    }
+
+    fn files(&self, ending: &str) -> Vec<PathBuf> {
+        let images = self.deployment.state_dir("one").join("images");
+        let all = fs::read_dir(images).unwrap().map(|file| file.unwrap().path());
+        let found: Vec<_> = all.filter(|path| path.to_string_lossy().contains(ending)).collect();
+        assert!(!found.is_empty(), "no {ending}");
+        found
+    }
+
+    fn state(&self, verb: &str, more: &[&str]) -> (Option<i32>, String) {
+        let dir = self.deployment.state_dir("one");
+        let output = self.deployment.verb("state", &[&[verb, "--json", "--state-dir", dir.to_str().unwrap()], more].concat());
+        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    }
+
+    /// It has told of the damage, has its store again, and what it writes from then on is right.
+    async fn assert_mended(mut self, mut worker: App) {
+        worker.wait_for_log(DROPPED).await;
+        worker.wait_for_log(WHOLE).await;
+        let metrics = worker.metrics().await;
+        assert!(metrics.contains("afterimage_state_cleared_total{reason=\"damaged\"} 1"), "{metrics}");
+        self.stream.reload();
+        self.stream.rounds(RECORDS, 6..8);
+        caught_up(&self.client, &self.stream.ends(), &mut [&mut worker]).await;
+        worker.stop();
+        assert_same(&history(&self.client, "emea", "account").await, &self.stream.wanted());
+        assert_conserved(&self.client, &self.stream.ends()).await;
+        let (code, said) = self.state("verify", &["--all"]);
+        assert_eq!(code, Some(0), "{said}");
+        let verified: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(verified["compared"], RECORDS, "{said}");
+    }
+}
+
+/// Overwrites the rows in a file, and leaves alone what stands at its end and is read when it is opened.
+fn overwrite_rows(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let rows = bytes.len() / 2;
+    bytes[..rows].fill(0x5a);
+    fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_be_opened_is_dropped_and_filled_again() {
+    let mut world = World::set().await;
+    for manifest in world.files("MANIFEST") {
+        fs::write(manifest, b"no manifest").unwrap();
+    }
+    for verb in ["inspect", "verify"] {
+        let (code, said) = world.state(verb, &[]);
+        assert!(code == Some(1) && said.contains("is corrupted") && said.contains("state clear"), "{code:?} {said}");
+    }
+    world.stream.rounds(RECORDS, 4..6);
+    let worker = world.deployment.worker("one");
+    world.assert_mended(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_is_met_while_it_runs_costs_nothing_but_the_store() {
+    let mut world = World::set().await;
+    world.files(".sst").iter().for_each(|file| overwrite_rows(file));
+    let mut worker = world.deployment.worker("one");
+    worker.wait_for_log("reading").await;
+    world.stream.rounds(RECORDS, 4..6);
+    caught_up(&world.client, &world.stream.ends(), &mut [&mut worker]).await;
+    world.assert_mended(worker).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_store_can_be_thrown_away() {
+    let world = World::set().await;
+    for current in world.files("CURRENT") {
+        fs::write(current, b"nothing").unwrap();
+    }
+    let dir = world.deployment.state_dir("one");
+    let cleared = world.deployment.verb("state", &["clear", "--state-dir", dir.to_str().unwrap()]);
+    assert!(cleared.status.success(), "{cleared:?}");
+    let mut worker = world.deployment.worker("one");
+    worker.wait_for_log(WHOLE).await;
+    assert!(!worker.log().contains(DROPPED), "{}", worker.log());
+    worker.stop();
+    let (code, said) = world.state("verify", &["--all"]);
+    assert_eq!(code, Some(0), "{said}");
+}
