@@ -56,7 +56,8 @@ impl World {
 
     fn state(&self, verb: &str, more: &[&str]) -> (Option<i32>, String) {
         let dir = self.deployment.state_dir("one");
-        let output = self.deployment.verb("state", &[&[verb, "--json", "--state-dir", dir.to_str().unwrap()], more].concat());
+        let output =
+            self.deployment.verb("state", &[&[verb, "--json", "--state-dir", dir.to_str().unwrap()], more].concat());
         (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
     }
 

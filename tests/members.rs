@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use afterimage::core::align::{DENSE, LEEWAY};
+use afterimage::core::lineage::Fingerprint;
 use afterimage::kafka::EmbeddedBroker;
+use afterimage::postgres::claim::{Claimant, Wanted, claim};
+use afterimage::postgres::client::{SinkSettings, Tls};
 use serde_json::Value;
 use support::app::{App, Deployment};
 use support::audit::{self, Ends, assert_conserved, assert_same, caught_up, history};
@@ -370,4 +373,74 @@ mod real {
         two.stop();
         assert_nothing_is_lost(&sink, &stream, &ends).await;
     }
+}
+
+/// Somebody outside the group claims one partition again and again, as a second deployment or a namesake would.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_somebody_keeps_taking_is_left_alone_and_the_other_goes_on() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let (sink, deployment, client) = deployment(&broker.servers(), "calm").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 2);
+    stream.rounds(6, 0..2);
+    let mut one = deployment.worker("one");
+    caught_up(&client, &stream.ends(), &mut [&mut one]).await;
+    let source = client.query_one("SELECT source_id FROM afterimage.source", &[]).await.unwrap().get(0);
+    let settings = SinkSettings {
+        url: sink.url.clone(),
+        tls: Tls::Disable,
+        ca: None,
+        worker: "thief".into(),
+        application: "afterimage test".into(),
+        pooled: false,
+    };
+    let claimant = Claimant { worker: "thief".into(), config_hash: Vec::new() };
+    let contested = "contested: the group gives this partition to this worker";
+    for time in 1..=4 {
+        wait_for("the worker to hold both partitions", LONG, async || {
+            let found = owners(&client).await;
+            if found == BTreeMap::from([("one".to_owned(), 2)]) { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+        assert!(!one.log().contains(contested), "before the fourth time: {}", one.log());
+        let last = stream.ends()[&("calm.emea.account".to_owned(), 0)] - 1;
+        let found = client
+            .query_one("SELECT last_ts, last_hash FROM afterimage.position WHERE partition = 0", &[])
+            .await
+            .map(|row| (row.get::<_, SystemTime>(0), row.get::<_, i64>(1)))
+            .unwrap();
+        let timestamp_ms = found.0.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i64;
+        let wanted = Wanted {
+            source_id: source,
+            topic: "calm.emea.account".into(),
+            partition: 0,
+            earliest: 0,
+            end: last + 1,
+            found: Some(Fingerprint { offset: last, timestamp_ms: Some(timestamp_ms), hash: found.1 }),
+        };
+        let (claims, halted) = claim(&settings, &claimant, &[wanted]).await.unwrap();
+        assert!(claims.len() == 1 && halted.is_empty(), "{time}: {halted:?}");
+        stream.rounds(6, 2 * time..2 * time + 2);
+    }
+    one.wait_for_log(contested).await;
+    let log = one.log();
+    let told = log.lines().find(|line| line.contains(contested)).unwrap();
+    assert!(
+        told.contains("partition=0") && told.contains("by=\"thief\"") && told.contains("afterimage status"),
+        "{told}"
+    );
+    // The other one is read meanwhile.
+    stream.rounds(6, 10..12);
+    let topic = "calm.emea.account".to_owned();
+    let end = stream.ends()[&(topic.clone(), 1)];
+    wait_for("the other partition's end", LONG, async || {
+        let at = audit::positions(&client).await;
+        if at[&(topic.clone(), 1)] == end { Ok(()) } else { Err(format!("{at:?}")) }
+    })
+    .await;
+    assert_eq!(owners(&client).await, BTreeMap::from([("one".to_owned(), 1), ("thief".to_owned(), 1)]));
+    // After a minute it is tried again, and nobody minds any more.
+    caught_up(&client, &stream.ends(), &mut [&mut one]).await;
+    one.stop();
+    assert_same(&history(&client, "emea", "account").await, &stream.wanted());
+    assert_conserved(&client, &stream.ends()).await;
 }

@@ -75,6 +75,36 @@ pub struct Claim {
     pub gap: Option<(i64, i64)>,
 }
 
+/// Who holds a position by now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Worker of the newest claim.
+    pub worker: Option<String>,
+    /// That is the asking worker itself, which is only to read its lookup fields anew.
+    pub only_again: bool,
+}
+
+/// Who holds these positions.
+///
+/// # Errors
+/// When the query fails.
+pub async fn holders(
+    client: &Client,
+    worker: &str,
+    positions: &[PositionId],
+) -> Result<Vec<Holder>, tokio_postgres::Error> {
+    // The reason is that which `afterimage.fence` gives to its claims.
+    let rows = client
+        .query_typed(
+            "SELECT c.worker, c.worker IS NOT DISTINCT FROM $2 AND c.reason IS NOT DISTINCT FROM 'lookup fields changed' \
+             FROM afterimage.position p LEFT JOIN afterimage.claim c USING (position_id, epoch) \
+             WHERE p.position_id = ANY($1)",
+            &[(&positions, Type::INT4_ARRAY), (&worker, Type::TEXT)],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(Holder { worker: row.try_get(0)?, only_again: row.try_get(1)? })).collect()
+}
+
 /// A claim that was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {

@@ -10,7 +10,6 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Transaction};
 
 use crate::core::event::FieldNo;
-use crate::core::position::PositionId;
 
 /// Makes the declared lookup fields those of an object. Fields that are new are built, and those that are gone are
 /// dropped, by [`work`].
@@ -64,28 +63,6 @@ pub(super) async fn declare(
         .await?;
     tracing::info!(object_id, lookup = names.join(", "), "lookup fields declared");
     Ok(())
-}
-
-/// Whether positions are fenced only so that this worker reads the lookup fields anew: nobody else has claimed them.
-///
-/// # Errors
-/// When the query fails.
-pub async fn nobody_else(
-    client: &Client,
-    worker: &str,
-    positions: &[PositionId],
-) -> Result<bool, tokio_postgres::Error> {
-    // The reason is that which `afterimage.fence` gives to its claims.
-    let rows = client
-        .query_typed(
-            "SELECT coalesce(bool_and(c.worker IS NOT DISTINCT FROM $2 \
-               AND c.reason IS NOT DISTINCT FROM 'lookup fields changed'), false) \
-             FROM afterimage.position p LEFT JOIN afterimage.claim c USING (position_id, epoch) \
-             WHERE p.position_id = ANY($1)",
-            &[(&positions, Type::INT4_ARRAY), (&worker, Type::TEXT)],
-        )
-        .await?;
-    rows[0].try_get(0)
 }
 
 /// What [`work`] has done.

@@ -98,7 +98,7 @@ impl Group {
         for partition in foreign.keys() {
             let rest = self.database.rested.get(partition).map_or(FIRST_REST, |rested| (*rested * 2).min(LONGEST_REST));
             self.database.rested.insert(*partition, rest);
-            self.close_and_rest(&[*partition], rest);
+            self.close_and_rest(&[(*partition, rest)]);
         }
     }
 }

@@ -64,7 +64,7 @@ impl Group {
             if noted {
                 tracing::error!(topic = %self.parts.topic, partition, offset, %reason, "halted");
             }
-            self.close_and_rest(&[partition], if noted { AT_ONCE } else { REST });
+            self.close_and_rest(&[(partition, if noted { AT_ONCE } else { REST })]);
         }
         Ok(())
     }

@@ -32,6 +32,7 @@ use super::chunk::Arrived;
 use super::committer::{Committers, Request};
 use super::databases::{Database, Databases};
 use super::dictionary::Dictionary;
+use super::fences::Fences;
 use super::images::Images;
 use super::lasting::Lasting;
 use super::merge::{Turn, next};
@@ -181,6 +182,7 @@ pub struct Group {
     /// Why nothing is committed, since the last commit.
     pub(super) trouble: Option<Lasting>,
     pub(super) resting: Vec<(Instant, TopicPartition)>,
+    pub(super) fences: Fences,
     pub(super) database: Database,
     pub(super) stopping: bool,
     pub(super) views_stale: bool,
@@ -221,6 +223,7 @@ impl Group {
             failures: 0,
             trouble: None,
             resting: Vec::new(),
+            fences: Fences::default(),
             database: Database::default(),
             stopping: false,
             views_stale: true,
@@ -273,7 +276,7 @@ impl Group {
                     let _ = done.send(());
                 }
                 Ok(Command::Reclaim(partition)) if self.tasks.contains_key(&partition) => {
-                    self.close_and_rest(&[partition], Duration::ZERO);
+                    self.close_and_rest(&[(partition, Duration::ZERO)]);
                 }
                 Ok(Command::Reclaim(_)) => {}
                 Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
@@ -401,7 +404,7 @@ impl Group {
             );
             if fault.kind == FaultKind::OutOfRange {
                 // Claiming again looks at what the broker still has and records the gap.
-                self.close_and_rest(&[fault.partition], REST);
+                self.close_and_rest(&[(fault.partition, REST)]);
             }
         }
     }

@@ -44,6 +44,7 @@ mod committer;
 mod damage;
 mod databases;
 mod dictionary;
+mod fences;
 mod flood;
 mod group;
 mod images;

@@ -23,7 +23,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use super::committer::pause_after;
 use super::group::{Ended, Group};
 use super::images::Restored;
-use super::settle::REST;
 use super::task::Task;
 use crate::core::judge::ObjectFacts;
 use crate::core::position::PositionId;
@@ -263,13 +262,13 @@ impl Group {
     fn put_in(&mut self, block: Filling) {
         let Some(restore) = &mut self.restore else { return };
         let mut ours: BTreeSet<PositionId> = BTreeSet::new();
-        let mut fenced: Vec<i32> = Vec::new();
+        let mut fenced: Vec<PositionId> = Vec::new();
         for place in &block.places {
             let Some(epoch) = restore.epochs.get(&place.position_id) else { continue };
             let Some(task) = self.tasks.values().find(|task| task.position_id == place.position_id) else { continue };
             if place.epoch > *epoch {
                 // Its next commit would be refused; at rest it has none, and what is read for it would be in vain for good.
-                fenced.push(task.partition);
+                fenced.push(task.position_id);
                 continue;
             }
             if place.next > task.next {
@@ -285,7 +284,7 @@ impl Group {
         }
         if !fenced.is_empty() {
             self.end_restoring();
-            return self.close_and_rest(&fenced, REST);
+            return self.fenced(&fenced, "its records were read back under a newer claim");
         }
         if self.parts.images.room().is_some_and(|room| room < LEAST_ROOM) {
             tracing::warn!(

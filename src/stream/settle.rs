@@ -18,13 +18,10 @@ use crate::core::record::key_hash;
 use crate::kafka::TopicPartition;
 use crate::postgres::client::{describe, is_full, kind};
 use crate::postgres::commit::{CommitError, Committed};
-use crate::postgres::search;
 use crate::telemetry::names;
 
 /// How long a fenced partition rests before it is claimed again, if the group still says it is ours.
 pub(super) const REST: Duration = Duration::from_secs(3);
-/// How long the sink may take to say who holds a fenced partition.
-const ASK_TIME: Duration = Duration::from_secs(2);
 /// Positions and lags are shown this often.
 const SHOW: Duration = Duration::from_millis(500);
 
@@ -49,19 +46,7 @@ impl Group {
                 self.pause(&error.to_string());
                 self.claim_again(&error.to_string());
             }
-            CommitError::Fenced { positions, .. } if self.nobody_else(&positions) => {
-                self.claim_again("the lookup fields of its object have changed");
-            }
-            CommitError::Fenced { positions, detail } => {
-                tracing::warn!(topic = %self.parts.topic, %detail, "fenced: another worker holds a partition");
-                let fenced: Vec<i32> = self
-                    .tasks
-                    .values()
-                    .filter(|task| positions.is_empty() || positions.contains(&task.position_id))
-                    .map(|task| task.partition)
-                    .collect();
-                self.close_and_rest(&fenced, REST);
-            }
+            CommitError::Fenced { positions, detail } => self.fenced(&positions, &detail),
             CommitError::Rewind { reason, known } => {
                 self.take_known(known);
                 self.pause(&reason);
@@ -99,16 +84,6 @@ impl Group {
             self.parts.beat.health().sink_full(None);
             tracing::info!(topic = %self.parts.topic, after = ?trouble.since(), "the sink takes batches again");
         }
-    }
-
-    /// Whether a fence only asks us to claim again. If the sink does not say, another worker may hold the positions.
-    fn nobody_else(&self, positions: &[PositionId]) -> bool {
-        let asked = async {
-            let client = self.parts.sink.connect().await.ok()?;
-            search::nobody_else(&client, &self.parts.sink.worker, positions).await.ok()
-        };
-        let answer = self.parts.runtime.block_on(async { tokio::time::timeout(ASK_TIME, asked).await });
-        answer.ok().flatten().unwrap_or(false)
     }
 
     pub(super) fn pause(&mut self, reason: &str) {
@@ -353,18 +328,18 @@ impl Group {
         self.parts.consumer.reclaim(&partitions);
     }
 
-    /// Closes some tasks, to be claimed again after that long if they are still ours; the others rewind.
-    pub(super) fn close_and_rest(&mut self, partitions: &[i32], rest: Duration) {
+    /// Closes some tasks, each to be claimed again after that long if it is still ours; the others rewind.
+    pub(super) fn close_and_rest(&mut self, rests: &[(i32, Duration)]) {
         self.await_applying();
-        let mut closed = Vec::new();
-        for partition in partitions {
+        let (now, mut closed) = (Instant::now(), Vec::new());
+        for (partition, rest) in rests {
             if self.tasks.remove(partition).is_some() {
-                closed.push(TopicPartition::new(Arc::clone(&self.parts.topic), *partition));
+                let of = TopicPartition::new(Arc::clone(&self.parts.topic), *partition);
+                self.resting.push((now + *rest, of.clone()));
+                closed.push(of);
             }
         }
         self.parts.consumer.release(&closed);
-        let until = Instant::now() + rest;
-        self.resting.extend(closed.into_iter().map(|partition| (until, partition)));
         if self.in_flight.is_some() {
             // Its outcome would be dropped with it: only claiming again tells where the others stand.
             self.claim_again("a task was closed while a commit was in flight");
