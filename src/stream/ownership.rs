@@ -92,7 +92,12 @@ impl Claims {
             let earliest = watermarks.iter().find(|(one, _)| *one == of).map_or(0, |(_, marks)| marks.low);
             if let Some((from, to)) = claim.gap {
                 counter!(names::GAPS, "topic" => topic.to_string()).increment(1);
-                tracing::error!(topic = %topic, partition = claim.partition, from, to, "gap: offsets were gone before they were read");
+                tracing::error!(
+                    topic = %topic, partition = claim.partition, from, to,
+                    "gap: offsets were gone before they were read; what they changed is missing in the history, which goes on \
+                     behind them (view `gaps`). Give the topic a longer retention than workers may stand still; a reload of \
+                     the table in Connect brings every record up to date"
+                );
             }
             let Prepared { start, missing_after, left } = self.prepare_store(claim, earliest)?;
             let task = Task::new(claim, start, missing_after);
