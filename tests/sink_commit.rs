@@ -739,6 +739,34 @@ async fn a_claim_notes_what_the_broker_no_longer_has() {
     tokio::time::timeout(Duration::from_secs(60), sink.claim(&[0])).await.unwrap();
 }
 
+/// What the broker dropped before anybody read the partition was never covered: nothing of it is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_claim_begins_where_the_log_begins_and_notes_no_gap() {
+    let sink = Sink::new().await;
+    let claimant = Claimant { worker: "first".into(), config_hash: Vec::new() };
+    let wanted = |earliest| Wanted {
+        source_id: sink.source.source_id,
+        topic: "t".into(),
+        partition: 0,
+        earliest,
+        end: 9,
+        found: None,
+    };
+    for earliest in [5, 5, 4] {
+        let (claims, halted) = claim(&sink.settings, &claimant, &[wanted(earliest)]).await.unwrap();
+        assert_eq!((claims[0].next, claims[0].gap, halted.len()), (5, None, 0));
+        assert_eq!(sink.number("SELECT first_next FROM afterimage.position").await, 5);
+        assert_eq!(sink.number("SELECT next FROM afterimage.position").await, 5);
+        assert_eq!(sink.number("SELECT c_gap FROM afterimage.position").await, 0);
+        assert_eq!(sink.number("SELECT count(*) FROM afterimage.gap").await, 0);
+    }
+    // What goes after that is one.
+    let (claims, _) = claim(&sink.settings, &claimant, &[wanted(7)]).await.unwrap();
+    assert_eq!((claims[0].next, claims[0].gap), (7, Some((5, 7))));
+    assert_eq!(sink.number("SELECT first_next FROM afterimage.position").await, 5);
+    assert_eq!(sink.number("SELECT c_gap FROM afterimage.position").await, 2);
+}
+
 /// Every value that a record ever had in a lookup field is a key to it, in the commit that brings it; other fields' are
 /// not, and a refused commit leaves none.
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use afterimage::core::batch::DEAD_LETTER_BYTES;
 use afterimage::kafka::EmbeddedBroker;
 use afterimage::telemetry::names;
 use serde_json::{Value, json};
@@ -77,6 +78,49 @@ async fn what_cannot_be_decoded_is_kept_and_the_partition_moves_on() {
     assert_history(&client, &stream, "account").await;
     let metrics = worker.metrics().await;
     assert!(metrics.contains("afterimage_dead_letters_total{"), "{metrics}");
+    worker.stop();
+    assert_silent(worker.log_file());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_long_to_be_kept_is_cut_and_cannot_be_retried() {
+    let (broker, sink, deployment) = deployment("").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 1);
+    stream.rounds(4, 0..2);
+    let whole: Vec<u8> = VALUE.bytes().cycle().take(DEAD_LETTER_BYTES * 3 / 2).collect();
+    let kept = &whole[..DEAD_LETTER_BYTES];
+    // The longest that is kept whole, one byte more, and half as much again.
+    let lengths = [DEAD_LETTER_BYTES, DEAD_LETTER_BYTES + 1, whole.len()];
+    let offsets = lengths.map(|length| stream.send(0, Some(br#"{"id":1}"#), Some(&whole[..length])));
+    stream.rounds(4, 2..4);
+
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    let letters = async || -> Vec<(i64, bool, bool, bool, bool)> {
+        let query = "SELECT \"offset\", value = $1, sha256 IS NULL, coalesce(sha256 = sha256($2), false), resolved_at IS NULL \
+                     FROM afterimage.dead_letters ORDER BY 1";
+        let mut found = Vec::new();
+        for (offset, length) in offsets.iter().zip(lengths) {
+            let rows = client.query(query, &[&kept, &&whole[..length]]).await.unwrap();
+            let row = rows.iter().find(|row| row.get::<_, i64>(0) == *offset).unwrap();
+            found.push((row.get(0), row.get(1), row.get(2), row.get(3), row.get(4)));
+        }
+        found
+    };
+    let [short, longer, longest] = offsets;
+    let wanted =
+        [(short, true, true, false, true), (longer, true, false, true, true), (longest, true, false, true, true)];
+    assert_eq!(letters().await, wanted);
+    assert_history(&client, &stream, "account").await;
+
+    for arguments in [["retry", "--json", "--all"].as_slice(), &["retry", "--json", "--all", "--dry-run"]] {
+        let output = deployment.verb("dead-letters", arguments);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&told["cut"], &told["still_undecodable"]), (&json!(2), &json!({"not json": 1})), "{told}");
+        assert_eq!(told["brought_in"], json!({}), "{told}");
+    }
+    assert_eq!(letters().await, wanted);
     worker.stop();
     assert_silent(worker.log_file());
 }

@@ -524,3 +524,56 @@ impl OpenBatch {
         sealed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed(open: OpenBatch) -> Vec<Advance> {
+        open.seal(&mut Overlay::default(), 1, 1).advances
+    }
+
+    fn counted(advance: &Advance) -> (i64, i64, i64, i64) {
+        let Advance { from, to, counters, .. } = advance;
+        assert_eq!(counters.events(), to - from, "every offset has one outcome");
+        (*from, *to, counters.get(Counter::Noop), counters.get(Counter::Hole))
+    }
+
+    #[test]
+    fn offsets_without_a_message_before_between_and_behind_messages_are_holes() {
+        let mut open = OpenBatch::new(1);
+        let start = Advance::standing(7, 3, 10);
+        for offset in [12, 13, 17] {
+            open.advance(7, || start.clone(), offset, Some(Counter::Noop));
+        }
+        assert_eq!(open.next(7), Some(18));
+        open.advance_over_hole(&start, 20);
+        assert_eq!((open.next(7), open.events()), (Some(20), 3), "a hole is no message");
+        let advances = sealed(open);
+        assert_eq!(advances.iter().map(counted).collect::<Vec<_>>(), [(10, 20, 3, 2 + 3 + 2)]);
+    }
+
+    #[test]
+    fn a_position_moves_over_a_hole_once_and_never_back() {
+        let mut open = OpenBatch::new(1);
+        let start = Advance::standing(7, 3, 10);
+        for to in [14, 14, 12] {
+            open.advance_over_hole(&start, to);
+        }
+        open.advance(7, || start.clone(), 14, Some(Counter::Noop));
+        open.advance_over_hole(&start, 15);
+        let advances = sealed(open);
+        assert_eq!(advances.iter().map(counted).collect::<Vec<_>>(), [(10, 15, 1, 4)]);
+    }
+
+    #[test]
+    fn a_batch_of_nothing_but_a_hole_moves_its_position_alone_and_keeps_what_is_known_of_it() {
+        let mut open = OpenBatch::new(1);
+        let passed = Passed { ts: 100, lsn: 10 };
+        open.advance_over_hole(&Advance { passed, ..Advance::standing(7, 3, 10) }, 11);
+        assert!(!open.is_empty() && open.next(8).is_none());
+        let advances = sealed(open);
+        assert_eq!(advances.len(), 1);
+        assert_eq!((counted(&advances[0]), advances[0].last, advances[0].passed), ((10, 11, 0, 1), None, passed));
+    }
+}

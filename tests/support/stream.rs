@@ -35,7 +35,7 @@ pub struct Stream {
 }
 
 /// A message that is not sent yet: key and value.
-type Waiting = (Option<Vec<u8>>, Option<Vec<u8>>);
+pub type Waiting = (Option<Vec<u8>>, Option<Vec<u8>>);
 
 impl Stream {
     /// A new topic of the embedded broker.
@@ -87,6 +87,11 @@ impl Stream {
             }
         }
         self.flush();
+    }
+
+    /// What waits, by partition and in order, for whoever sends it otherwise. Nothing lags any more.
+    pub fn take_held(&mut self) -> BTreeMap<i32, Vec<Waiting>> {
+        std::mem::take(&mut self.held)
     }
 
     /// The topic has so many partitions from now on.
