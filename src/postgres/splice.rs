@@ -40,17 +40,12 @@ pub struct Placed {
     pub more: bool,
 }
 
-/// The position that looks after records whose home has no worker: that of an earlier life of a topic, or of a retry of
-/// dead letters. The same for every worker, whoever owns it.
-const ADOPTER: &str = "
-SELECT min(p.position_id) FROM afterimage.position p JOIN afterimage.source s ON s.source_id = p.source_id
-WHERE p.live AND s.kind = 'kafka' AND s.object_id = ";
-
-/// Whether the position `h` of the source row `s` has no worker.
+/// Whether the position `h` of the source row `s` has no worker: it is that of an earlier life of a topic, or of a retry of
+/// dead letters. Whoever comes first looks after its records.
 const ORPHANS: &str = "(NOT h.live OR s.kind = 'retry')";
 
-/// Partitions that are homes of records with late events still to be placed, or have to look after them: source row and
-/// partition.
+/// Partitions that are homes of records with late events still to be placed, or may look after such records, since their
+/// homes have no worker: source row and partition.
 ///
 /// # Errors
 /// When the query fails.
@@ -62,7 +57,8 @@ pub async fn waiting(client: &Client) -> Result<Vec<(i16, i32)>, tokio_postgres:
                    SELECT DISTINCT r.object_id, r.home FROM afterimage.late_event l \
                    JOIN afterimage.record r ON r.rid = l.rid WHERE l.settled_at IS NULL) w \
                  JOIN afterimage.position h ON h.position_id = w.home JOIN afterimage.source s ON s.source_id = h.source_id \
-                 JOIN afterimage.position p ON p.position_id = CASE WHEN {ORPHANS} THEN ({ADOPTER} w.object_id) ELSE w.home END"
+                 JOIN afterimage.source o ON o.object_id = w.object_id AND o.kind = 'kafka' \
+                 JOIN afterimage.position p ON p.source_id = o.source_id AND p.live AND (p.position_id = w.home OR {ORPHANS})"
             ),
             &[],
         )
@@ -117,15 +113,13 @@ pub async fn place(
     now: Micros,
 ) -> Result<Option<Placed>, CommitError> {
     let homes: Vec<PositionId> = held.keys().copied().collect();
+    let Some(adopter) = homes.first() else { return Ok(None) };
     let rows = client
         .query_typed(
             &format!(
-                "WITH adopter AS ({ADOPTER} $3) \
-                 SELECT DISTINCT r.rid, r.home, CASE WHEN r.home = ANY($1) THEN r.home ELSE a.min END \
-                 FROM afterimage.late_event l JOIN afterimage.record r ON r.rid = l.rid \
+                "SELECT DISTINCT r.rid, r.home FROM afterimage.late_event l JOIN afterimage.record r ON r.rid = l.rid \
                  JOIN afterimage.position h ON h.position_id = r.home JOIN afterimage.source s ON s.source_id = h.source_id \
-                 CROSS JOIN adopter a \
-                 WHERE l.settled_at IS NULL AND r.object_id = $3 AND (r.home = ANY($1) OR a.min = ANY($1) AND {ORPHANS}) \
+                 WHERE l.settled_at IS NULL AND r.object_id = $3 AND (r.home = ANY($1) OR {ORPHANS}) \
                  ORDER BY r.rid LIMIT $2"
             ),
             &[(&homes, Type::INT4_ARRAY), (&(MOST_RECORDS + 1), Type::INT8), (&object.object_id, Type::INT2)],
@@ -138,7 +132,8 @@ pub async fn place(
     let mut rids: Vec<i32> = Vec::with_capacity(rows.len());
     let (mut positions, mut orphans) = (BTreeSet::new(), BTreeMap::new());
     for row in rows.iter().take(MOST_RECORDS as usize) {
-        let (rid, home, by): (i32, PositionId, PositionId) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let (rid, home): (i32, PositionId) = (row.try_get(0)?, row.try_get(1)?);
+        let by = if held.contains_key(&home) { home } else { *adopter };
         rids.push(rid);
         positions.insert(by);
         if home != by {

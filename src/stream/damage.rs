@@ -19,7 +19,7 @@ pub(super) struct Damage(Option<Instant>);
 impl Damage {
     /// Whether a worker goes on after this: with an empty store.
     pub fn is_mended_by_dropping(&self, why: &StateError) -> bool {
-        matches!(why, StateError::Corrupted { .. }) && self.0.is_none_or(|at| at.elapsed() > AGAIN)
+        why.is_damage() && self.0.is_none_or(|at| at.elapsed() > AGAIN)
     }
 
     /// Drops the store, which nobody has open.

@@ -320,7 +320,7 @@ async fn read(settings: &RunSettings, stop: &mut oneshot::Receiver<()>) -> Resul
     }
     match &outcome {
         Err(RunError::State { source, .. }) if source.is_full() => room::show(settings, source),
-        Err(RunError::State { source: StateError::Corrupted { .. }, .. }) => {}
+        Err(RunError::State { source, .. }) if source.is_damage() => {}
         _ => {
             tracing::info!("stopping");
             settings.health.stopping();

@@ -202,7 +202,7 @@ impl Group {
                 }
                 Ok(News::Block(block)) => block,
                 Err(mpsc::error::TryRecvError::Empty) => {
-                    if restore.progress.shown.elapsed() >= SHOW {
+                    if restore.progress.end > restore.progress.from && restore.progress.shown.elapsed() >= SHOW {
                         restore.progress.shown = Instant::now();
                         self.show_restoring();
                     }

@@ -95,6 +95,16 @@ impl StateError {
         }
     }
 
+    /// Whether damage is the reason, also that of an earlier failed write.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            StateError::Corrupted { .. } => true,
+            // As RocksDB begins its words for it.
+            StateError::Poisoned(reason) => reason.starts_with("Corruption"),
+            _ => false,
+        }
+    }
+
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> StateError + '_ {
         move |source| match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
