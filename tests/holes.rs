@@ -18,6 +18,8 @@ use support::stream::{Stream, Waiting};
 use support::wait::{LONG, wait_for};
 use tokio_postgres::Client;
 
+/// Records of each round.
+const RECORDS: u32 = 12;
 /// Partitions with records.
 const FILLED: i32 = 3;
 /// The one that only aborted transactions write to.
@@ -231,11 +233,11 @@ async fn missing(broker: &Broker, topic: &str) -> BTreeMap<i32, i64> {
 async fn offsets_of_transactions_without_a_message_are_holes_and_leave_no_lag() {
     let mut world = World::new().await;
     // Beside transactions, and in one.
-    world.stream.rounds(12, 0..2);
-    world.commit(|stream| stream.rounds(12, 2..4)).await;
+    world.stream.rounds(RECORDS, 0..2);
+    world.commit(|stream| stream.rounds(RECORDS, 2..4)).await;
     assert!(world.stream.next.iter().all(|next| *next > 3), "{:?}", world.stream.next);
     world.abort(&[(0, 2), (1, 1), (2, 3), (BARE, 3)]).await;
-    world.commit(|stream| stream.rounds(12, 4..6)).await;
+    world.commit(|stream| stream.rounds(RECORDS, 4..6)).await;
     // The last thing is a committed transaction in one partition, an aborted one in two, a message in another.
     world.abort(&[(1, 2), (BARE, 1)]).await;
     world.repeat(2).await;
@@ -250,7 +252,7 @@ async fn offsets_of_transactions_without_a_message_are_holes_and_leave_no_lag() 
     // While it reads on: nothing but holes comes, then messages between them.
     world.abort(&[(0, 1), (BARE, 2)]).await;
     world.read_to_the_end(&mut worker).await;
-    world.commit(|stream| stream.rounds(12, 6..8)).await;
+    world.commit(|stream| stream.rounds(RECORDS, 6..8)).await;
     world.read_to_the_end(&mut worker).await;
     world.assert_whole(&mut worker).await;
     worker.stop();
@@ -268,7 +270,7 @@ async fn offsets_of_transactions_without_a_message_are_holes_and_leave_no_lag() 
         lose();
         assert_conserved(&world.client, &world.ends()).await;
         world.abort(&[(0, 2), (2, 1), (BARE, 1)]).await;
-        world.commit(|stream| stream.rounds(12, round..round + 1)).await;
+        world.commit(|stream| stream.rounds(RECORDS, round..round + 1)).await;
         let mut worker = world.claimed_anew().await;
         world.read_to_the_end(&mut worker).await;
         world.assert_whole(&mut worker).await;
@@ -281,12 +283,12 @@ async fn offsets_of_transactions_without_a_message_are_holes_and_leave_no_lag() 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_open_transaction_is_waited_for_also_by_a_worker_that_starts() {
     let mut world = World::new().await;
-    world.stream.rounds(12, 0..2);
+    world.stream.rounds(RECORDS, 0..2);
     world.abort(&[(BARE, 1)]).await;
     let before = world.ends();
     let changes = world.changes(&[(0, 2), (1, 1), (2, 1), (BARE, 1)]).await;
     world.send(&changes);
-    world.stream.rounds(12, 2..4);
+    world.stream.rounds(RECORDS, 2..4);
     let mut worker = world.deployment.worker("one");
     caught_up(&world.client, &before, &mut [&mut worker]).await;
     worker.stop();
@@ -299,21 +301,27 @@ async fn an_open_transaction_is_waited_for_also_by_a_worker_that_starts() {
     worker.stop();
 }
 
-/// Writes on until the broker has compacted the log of each partition: of what stands below these offsets, something, and
-/// the last message, is gone. Nothing more goes after that.
+/// Writes on until the broker has dropped the last message below each of these offsets, then waits until it has nothing more
+/// to compact: of each key it has one message, and one more in the segment that is written to.
 async fn compacted(broker: &Broker, stream: &mut Stream, read: &Ends) {
-    let mut round = 100;
-    wait_for("compaction", LONG, async || {
-        stream.rounds(12, round..round + 1);
-        round += 1;
+    let mut round = 3;
+    wait_for("compaction of what was read", LONG, async || {
+        // Longer than a segment is written to, so each round is in one of its own.
         let there = broker.read_all(&stream.topic).await;
         let left = read.iter().find(|((_, partition), next)| {
             there.iter().any(|message| message.partition == *partition && message.offset == **next - 1)
         });
-        left.map_or(Ok(()), |((_, partition), _)| Err(format!("partition {partition} is not compacted")))
+        let Some(((_, partition), _)) = left else { return Ok(()) };
+        stream.rounds(RECORDS, round..round + 1);
+        round += 1;
+        Err(format!("partition {partition} has its last message"))
     })
     .await;
-    broker.set_topic(&stream.topic, &[("cleanup.policy", "delete"), ("retention.ms", "-1")]).await;
+    wait_for("the end of compaction", LONG, async || {
+        let there = broker.read_all(&stream.topic).await.len();
+        if there <= 2 * RECORDS as usize { Ok(()) } else { Err(format!("{there} messages")) }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -324,7 +332,7 @@ async fn messages_that_compaction_took_are_holes_and_the_log_is_still_the_same()
     broker.create_topic_with(&topic, 2, &settings).await;
     let mut stream = Stream::on(&broker.bootstrap(), &topic, 2);
     let (_one, before, sink) = deployment(broker, &topic).await;
-    stream.rounds(12, 0..3);
+    stream.rounds(RECORDS, 0..3);
     let read = stream.ends();
     let mut worker = before.worker("one");
     caught_up(&sink, &read, &mut [&mut worker]).await;

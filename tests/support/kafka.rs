@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use afterimage::demo::kafka::{PrivateKafka, Size};
 use afterimage::demo::patience::Stop;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -202,16 +202,6 @@ impl Broker {
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
         for result in admin.delete_topics(&[name], &AdminOptions::new()).await.unwrap() {
             result.unwrap_or_else(|(name, code)| panic!("topic {name}: {code}"));
-        }
-    }
-
-    /// Gives a topic these settings, and takes all others back.
-    pub async fn set_topic(&self, name: &str, settings: &[(&str, &str)]) {
-        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
-        let wanted = AlterConfig::new(ResourceSpecifier::Topic(name));
-        let wanted = settings.iter().fold(wanted, |all, (key, value)| all.set(key, value));
-        for result in admin.alter_configs([&wanted], &AdminOptions::new()).await.unwrap() {
-            result.unwrap_or_else(|(_, code)| panic!("topic {name}: {code}"));
         }
     }
 

@@ -49,7 +49,7 @@ impl Stream {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64;
         Stream {
             topic: topic.into(),
-            producer: Producer::connect(&KafkaSettings::new(servers, "")).unwrap(),
+            producer: producer(servers),
             next: vec![0; partitions as usize],
             start: now - 30 * 86_400_000_000,
             lsn: 1_000,
@@ -97,7 +97,7 @@ impl Stream {
     /// The topic has so many partitions from now on.
     pub fn grow(&mut self, servers: &str, partitions: usize) {
         // A client of before would know of them only later.
-        self.producer = Producer::connect(&KafkaSettings::new(servers, "")).unwrap();
+        self.producer = producer(servers);
         self.next.resize(partitions, 0);
     }
 
@@ -241,6 +241,13 @@ impl Stream {
     pub fn wanted(&self) -> Vec<Entry> {
         self.wanted.values().flatten().cloned().collect()
     }
+}
+
+/// One that sends what no dead letter keeps whole, too.
+fn producer(servers: &str) -> Producer {
+    let mut settings = KafkaSettings::new(servers, "");
+    settings.extra.insert("message.max.bytes".into(), "4000000".into());
+    Producer::connect(&settings).unwrap()
 }
 
 /// The id of a record by number.
