@@ -10,6 +10,8 @@
 //! ```
 //!
 //! Several are separated by commas.
+//!
+//! A check may also be left out, so that a test sees what it is needed for: `LEFT_OUT=lineage`.
 
 /// A place between two steps. With a second argument the step can be made to fail there: that is what it fails with.
 #[cfg(feature = "failpoints")]
@@ -30,8 +32,24 @@ macro_rules! failpoint {
     ($($any:tt)*) => {};
 }
 
+/// Whether a test has this check left out.
 #[cfg(feature = "failpoints")]
-pub use with_feature::{Failpoint, POINTS, reached};
+macro_rules! left_out {
+    ($name:literal) => {
+        $crate::failpoint::left_out($name)
+    };
+}
+
+/// Never: this build has all its checks.
+#[cfg(not(feature = "failpoints"))]
+macro_rules! left_out {
+    ($name:literal) => {
+        false
+    };
+}
+
+#[cfg(feature = "failpoints")]
+pub use with_feature::{Failpoint, POINTS, left_out, reached};
 
 #[cfg(feature = "failpoints")]
 mod with_feature {
@@ -67,6 +85,19 @@ mod with_feature {
         ("store.written", false),
         ("offsets.told", false),
     ];
+
+    /// Checks that can be left out.
+    const CHECKS: &[&str] = &["lineage"];
+
+    /// Whether `LEFT_OUT` names this check.
+    ///
+    /// # Panics
+    /// When it names another one than there are.
+    pub fn left_out(name: &'static str) -> bool {
+        let left_out = std::env::var("LEFT_OUT").unwrap_or_default();
+        assert!(left_out.is_empty() || CHECKS.contains(&&*left_out), "there is no check {left_out}");
+        left_out == name
+    }
 
     enum Action {
         Exit,

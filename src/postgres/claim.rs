@@ -149,6 +149,29 @@ pub async fn remembered(
     rows.iter().map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?))).collect()
 }
 
+/// Which of these (position, epoch, offset of the last message committed under it) the sink no longer has: it was restored
+/// from an older state. A position under a greater epoch is another worker's, whose claim has settled it.
+///
+/// # Errors
+/// When the query fails.
+pub async fn lost(
+    client: &Client,
+    committed: &[(PositionId, i64, i64)],
+) -> Result<Vec<PositionId>, tokio_postgres::Error> {
+    let ids: Vec<PositionId> = committed.iter().map(|one| one.0).collect();
+    let epochs: Vec<i64> = committed.iter().map(|one| one.1).collect();
+    let offsets: Vec<i64> = committed.iter().map(|one| one.2).collect();
+    let rows = client
+        .query_typed(
+            "SELECT c.id FROM unnest($1::int[], $2::bigint[], $3::bigint[]) AS c(id, epoch, last) \
+             LEFT JOIN afterimage.position p ON p.position_id = c.id \
+             WHERE p.position_id IS NULL OR p.epoch < c.epoch OR (p.epoch = c.epoch AND p.next <= c.last)",
+            &[(&ids, Type::INT4_ARRAY), (&epochs, Type::INT8_ARRAY), (&offsets, Type::INT8_ARRAY)],
+        )
+        .await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
+}
+
 /// Who claims.
 #[derive(Debug, Clone)]
 pub struct Claimant {

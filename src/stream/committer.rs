@@ -205,7 +205,12 @@ impl Committer {
     async fn write(&mut self, group: &[Request]) -> Result<Committed, CommitError> {
         let client = match &mut self.client {
             Some(client) if !client.is_closed() => client,
-            _ => self.client.insert(self.sink.connect().await.map_err(not_connected)?),
+            _ => {
+                let client = self.sink.connect().await.map_err(not_connected)?;
+                // It may have been restored meanwhile, from before a month was made.
+                self.months.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+                self.client.insert(client)
+            }
         };
         let batches: Vec<&SealedBatch> = group.iter().map(|request| &*request.batch).collect();
         let mut missing: Vec<Micros> = Vec::new();

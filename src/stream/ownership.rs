@@ -201,7 +201,7 @@ impl Claims {
     /// Decides what the local records of a position are still worth (D13, D14).
     fn prepare_store(&self, claim: &Claim, earliest: i64) -> Result<Prepared, String> {
         let mark = self.images.mark(claim.position_id).map_err(|error| error.to_string())?;
-        let facts = SinkFacts {
+        let mut facts = SinkFacts {
             sink_id: self.sink_id.into_bytes(),
             next: claim.next,
             inval_seq: claim.inval_seq,
@@ -216,6 +216,12 @@ impl Claims {
                 })
                 .collect(),
         };
+        if left_out!("lineage")
+            && let Some(Mark { epoch, token, next, .. }) = mark
+        {
+            // As if the sink knew the mark's claim, and no later one: only how far the two have read is compared.
+            facts.claims = vec![recovery::Claim { epoch, token, from_next: next }];
+        }
         let plan = recover(mark.as_ref(), &facts, Some(earliest));
         tracing::debug!(position = claim.position_id, ?plan, "image store");
         failpoint!("restore.decided", "a failpoint".to_owned());

@@ -1,6 +1,9 @@
 //! A topic may be made anew while it is read: the client goes on at the same offsets of the new log and says nothing. So of
 //! each topic one message that was read is looked at from time to time. If another one stands there, the positions are fenced
 //! off, with that message as the last that was read, and claiming them again finds the wrong log (protocol D8).
+//!
+//! The sink may go back, too: to an older dump, under the worker. Where messages come, the next commit is refused and the
+//! position is claimed anew. Where none come, nothing would read again what the sink has lost: so it is asked now and then.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +14,8 @@ use super::ownership::Claims;
 use crate::core::lineage::{Fingerprint, Lineage, lineage};
 use crate::core::position::PositionId;
 use crate::kafka::{KafkaSettings, TopicPartition, peek};
+use crate::postgres::claim::lost;
+use crate::postgres::client::describe;
 use crate::postgres::operator::distrust;
 
 /// So often is looked.
@@ -83,6 +88,7 @@ pub(super) async fn watch(logs: Logs, claims: Arc<Claims>) {
     loop {
         tokio::time::sleep(EVERY).await;
         let all = logs.all();
+        reclaim_lost(&claims, &all).await;
         // One message tells of its topic.
         let first: Vec<_> = all.values().filter_map(|watched| watched.first().cloned()).collect();
         let Some((wrong, answered)) = look(&claims.kafka, first).await else { continue };
@@ -104,6 +110,33 @@ pub(super) async fn watch(logs: Logs, claims: Arc<Claims>) {
                 give_up(&claims, &of, watched).await;
             }
         }
+    }
+}
+
+/// Has positions claimed again that stand before what was committed to them: the sink has lost that.
+async fn reclaim_lost(claims: &Claims, all: &BTreeMap<Arc<str>, Vec<(TopicPartition, Watched)>>) {
+    let committed: Vec<_> = all
+        .values()
+        .flatten()
+        .filter_map(|(of, watched)| Some((of, (watched.position_id, watched.epoch, watched.newest?.offset))))
+        .collect();
+    let asked = async {
+        let client = claims.sink.connect().await.map_err(|error| error.to_string())?;
+        let positions: Vec<_> = committed.iter().map(|(_, position)| *position).collect();
+        lost(&client, &positions).await.map_err(|error| describe(&error))
+    };
+    if committed.is_empty() {
+        return;
+    }
+    match tokio::time::timeout(SINK_TIME, asked).await {
+        Ok(Ok(lost)) => {
+            for (of, (_, _, offset)) in committed.iter().filter(|(_, (position_id, ..))| lost.contains(position_id)) {
+                tracing::warn!(topic = %of.topic, partition = of.partition, offset, "the sink has lost what was committed up to here: it was restored from an older state; claiming again");
+                claims.command(&of.topic, Command::Reclaim(of.partition));
+            }
+        }
+        Ok(Err(error)) => tracing::debug!(%error, "the sink can't be asked whether it has what was committed"),
+        Err(_) => tracing::debug!("the sink does not say whether it has what was committed"),
     }
 }
 

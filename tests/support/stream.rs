@@ -63,6 +63,17 @@ impl Stream {
         }
     }
 
+    /// So many days of source time pass.
+    pub fn days_pass(&mut self, days: u64) {
+        self.lsn += days * 86_400_000;
+    }
+
+    /// The stream has begun so many days earlier.
+    pub fn began_earlier(mut self, days: i64) -> Stream {
+        self.start -= days * 86_400_000_000;
+        self
+    }
+
     /// From here on this partition lags: what is written to it does not arrive before [`release`](Stream::release).
     pub fn hold(&mut self, partition: i32) {
         self.held.entry(partition).or_default();
