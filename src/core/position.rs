@@ -180,7 +180,7 @@ mod tests {
         assert!(!passage.pass(Some(100), 10), "the insert of a key change whose delete was committed");
         let mut again = Passage::from(Passed { ts: 100, lsn: 10 });
         assert!(again.pass(Some(90), 9) && again.pass(Some(100), 10), "a connector that went back");
-        assert!(!Passage::from(Passed::default()).pass(Some(0), 0), "nothing was passed");
+        assert!(!Passage::from(Passed::default()).pass(Some(1), 0), "nothing was passed");
     }
 
     #[test]
