@@ -1,5 +1,7 @@
 //! Progress: positions, ranges and the cumulative counters that must add up.
 
+use xxhash_rust::xxh3::xxh3_64;
+
 /// `afterimage.position.position_id`: one partition of one topic in one life of that topic.
 pub type PositionId = i32;
 
@@ -126,20 +128,22 @@ impl Passed {
 
 /// One position's way through the source's order: which of its events were delivered before.
 ///
-/// Rows of one record of the log (a COPY's, both halves of a key change) share time and LSN, and share the answer: the
-/// first of them must not make the others look delivered before.
-#[derive(Debug, Clone, Copy)]
+/// Rows of one record of the log (a COPY's, both halves of a key change) share time and LSN: that the first of them was
+/// passed says nothing of the others. They are told from one that comes again by what each of them is.
+#[derive(Debug, Clone)]
 pub struct Passage {
     passed: Passed,
-    /// Place of the newest event, and whether it was delivered before.
+    /// Place of the newest event, and whether the first one there had been delivered before.
     newest: Option<(i64, u64, bool)>,
+    /// What came at that place.
+    rows: Vec<u64>,
 }
 
 impl Passage {
-    /// From where this much was passed. Reading may have stopped between two rows of one record of the log, so what
-    /// follows at the very same place is taken for the rest of them.
+    /// From where this much was passed. What follows at the very same place is taken for delivered again: it could be the
+    /// rest of one record of the log, but an old event must not take its key back.
     pub fn from(passed: Passed) -> Self {
-        Passage { passed, newest: (passed.lsn != 0).then_some((passed.ts, passed.lsn, false)) }
+        Passage { passed, newest: None, rows: Vec::new() }
     }
 
     /// What was passed.
@@ -147,16 +151,26 @@ impl Passage {
         self.passed
     }
 
-    /// Takes note of an event; whether it was delivered before.
-    pub fn pass(&mut self, ts: Option<i64>, lsn: u64) -> bool {
-        let before = match self.newest {
+    /// Takes note of an event; whether it was delivered before. `row` tells rows of one place apart, see [`row`].
+    pub fn pass(&mut self, ts: Option<i64>, lsn: u64, row: u64) -> bool {
+        let first_before = match self.newest {
             Some((newest_ts, newest_lsn, before)) if lsn != 0 && (Some(newest_ts), newest_lsn) == (ts, lsn) => before,
-            _ => self.passed.covers(ts, lsn),
+            _ => {
+                self.rows.clear();
+                self.passed.covers(ts, lsn)
+            }
         };
-        self.newest = ts.map(|ts| (ts, lsn, before));
+        let before = first_before || self.rows.contains(&row);
+        self.rows.push(row);
+        self.newest = ts.map(|ts| (ts, lsn, first_before));
         self.passed.raise(ts, lsn);
         before
     }
+}
+
+/// Tells a message's row from others of the same place: its key, and whether it goes.
+pub fn row(key: Option<&[u8]>, delete: bool) -> u64 {
+    xxh3_64(key.unwrap_or_default()).wrapping_add(u64::from(delete))
 }
 
 #[cfg(test)]
@@ -166,21 +180,14 @@ mod tests {
     #[test]
     fn rows_of_one_record_of_the_log_share_their_place_and_the_answer() {
         let mut passage = Passage::from(Passed { ts: 100, lsn: 10 });
-        assert!(!passage.pass(Some(200), 20), "a first delivery");
-        assert!(!passage.pass(Some(200), 20), "another row of the same record of the log");
-        assert!(!passage.pass(Some(300), 30));
-        assert!(passage.pass(Some(200), 20), "delivered again");
-        assert!(passage.pass(Some(200), 20), "and its neighbour");
-        assert!(!passage.pass(None, 5), "without a time nothing is known");
-    }
-
-    #[test]
-    fn what_follows_at_the_place_where_reading_stopped_is_the_rest_of_it() {
-        let mut passage = Passage::from(Passed { ts: 100, lsn: 10 });
-        assert!(!passage.pass(Some(100), 10), "the insert of a key change whose delete was committed");
-        let mut again = Passage::from(Passed { ts: 100, lsn: 10 });
-        assert!(again.pass(Some(90), 9) && again.pass(Some(100), 10), "a connector that went back");
-        assert!(!Passage::from(Passed::default()).pass(Some(1), 0), "nothing was passed");
+        assert!(!passage.pass(Some(200), 20, 1), "a first delivery");
+        assert!(!passage.pass(Some(200), 20, 2), "another row of the same record of the log");
+        assert!(passage.pass(Some(200), 20, 1), "the first comes again at once");
+        assert!(!passage.pass(Some(200), 20, 3), "a third one");
+        assert!(!passage.pass(Some(300), 30, 1));
+        assert!(passage.pass(Some(200), 20, 1), "delivered again");
+        assert!(passage.pass(Some(200), 20, 2), "and its neighbour");
+        assert!(!passage.pass(None, 5, 1), "without a time nothing is known");
     }
 
     #[test]

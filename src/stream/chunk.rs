@@ -17,7 +17,7 @@ use crate::core::decode::{DecodeError, Decoded, Decoder, Envelope, Peek};
 use crate::core::event::{Event, Micros, Op};
 use crate::core::judge::{Arrival, Judge, Need, believable};
 use crate::core::lineage::message_hash;
-use crate::core::position::{Counter, PositionId};
+use crate::core::position::{Counter, PositionId, row};
 use crate::kafka::Message;
 use crate::postgres::client::describe;
 use crate::postgres::lookup::{self, LookupError, Newcomer};
@@ -443,7 +443,9 @@ impl Group {
         {
             self.open.advance(position_id, || task.start(), offset, Some(outcome));
             self.open.touch(print.record);
-            task.passage.pass(believable(one.peeked.ts(), self.now), lsn);
+            // What repeats is an update.
+            let row = row(one.message.key(), false);
+            task.passage.pass(believable(one.peeked.ts(), self.now), lsn, row);
             task.read = offset + 1;
             self.repeated += 1;
             return Ok(());
@@ -459,7 +461,8 @@ impl Group {
             Some(Ok(Decoded::Event(event))) => {
                 // The offset is taken into the range first: what judging counts belongs to it.
                 advance.advance(position_id, start, offset, None);
-                let passed = task.passage.pass(believable(event.ts, self.now), event.lsn);
+                let row = row(one.message.key(), event.op == Op::Delete);
+                let passed = task.passage.pass(believable(event.ts, self.now), event.lsn, row);
                 let outcome = self.judge(one, event, position_id, passed)?;
                 self.open.count(position_id, outcome, 1);
             }

@@ -13,7 +13,7 @@ use afterimage::core::event::{Class, Event, FieldNo, Micros, Op};
 use afterimage::core::front::Front;
 use afterimage::core::judge::{Arrival, Judge, Need, ObjectFacts};
 use afterimage::core::overlay::{KeySlot, Overlay};
-use afterimage::core::position::{Counter, Passage, Passed, PositionId};
+use afterimage::core::position::{Counter, Passage, Passed, PositionId, row};
 use afterimage::core::record::{Record, key_hash};
 use afterimage::core::value::{Kind, Value};
 
@@ -500,7 +500,8 @@ impl<'w, S: Sink> Worker<'w, S> {
         if offset < task.read {
             return;
         }
-        let Task { position_id, epoch, read, mut passage } = *task;
+        let Task { position_id, epoch, read, .. } = *task;
+        let mut passage = task.passage.clone();
         let start = Advance { passed: passage.passed(), ..Advance::standing(position_id, epoch, read) };
         let repeated =
             one.peek.may_repeat().and_then(|(print, lsn)| Some((print, self.front.repeat(position_id, print, lsn)?)));
@@ -518,7 +519,8 @@ impl<'w, S: Sink> Worker<'w, S> {
         let outcome = match one.meaning.as_ref().expect("decoded above") {
             Ok(Decoded::Event(event)) => {
                 self.open.advance(position_id, || start, offset, None);
-                let passed = passage.pass(event.ts, event.lsn);
+                let row = row(one.message.key.as_deref(), event.op == Op::Delete);
+                let passed = passage.pass(event.ts, event.lsn, row);
                 let outcome = self.judge(one, event, position_id, passed);
                 self.open.count(position_id, outcome, 1);
                 outcome
@@ -550,7 +552,8 @@ impl<'w, S: Sink> Worker<'w, S> {
         if let Peek::Row(envelope) = &one.peek
             && !matches!(one.meaning, Some(Err(_)))
         {
-            task.passage.pass(envelope.ts, envelope.lsn);
+            let delete = one.peek.is_delete();
+            task.passage.pass(envelope.ts, envelope.lsn, row(one.message.key.as_deref(), delete));
         }
         self.open.progress(position_id, (offset, Some(timestamp_ms), 0), task.passage.passed());
     }
