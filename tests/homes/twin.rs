@@ -12,6 +12,7 @@ use afterimage::core::position::{Counter, PositionId};
 use afterimage::core::record::{Record, key_hash};
 use afterimage::core::value::{Kind, Value};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use crate::course::{Course, drawn};
 use crate::memory::{MemorySink, ObjectRow};
@@ -187,8 +188,14 @@ fn drive(course: &Course, twin: &Rc<RefCell<Twin>>, steps: &Steps, front: u8, un
     }
 }
 
+fn seed() -> RngSeed {
+    let seed = std::env::var("PROPTEST_RNG_SEED").ok().and_then(|seed| seed.parse().ok());
+    RngSeed::Fixed(seed.unwrap_or(2026))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    // The same races each time; others with PROPTEST_RNG_SEED.
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, rng_seed: seed(), ..ProptestConfig::default() })]
 
     #[test]
     fn whoever_reads_what_first_every_record_has_one_writer(race in race()) {
