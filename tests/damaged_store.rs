@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use afterimage::kafka::EmbeddedBroker;
 use serde_json::Value;
-use support::app::{App, Deployment};
+use support::app::{App, Deployment, emea};
 use support::audit::{assert_conserved, assert_same, caught_up, history};
-use support::postgres::{Database, fresh_database};
+use support::postgres::Database;
 use support::stream::Stream;
 use tokio_postgres::Client;
 
@@ -30,10 +30,7 @@ impl World {
     /// Some history, read by worker `one`, whose image store has all of it in files.
     async fn set() -> World {
         let broker = EmbeddedBroker::start(1).unwrap();
-        let sink = fresh_database().await;
-        let org = "[[org]]\nname = \"emea\"\ntopics = [\"calm.emea.*\"]";
-        let deployment = Deployment::new(&broker.servers(), &sink, org);
-        deployment.migrate();
+        let (sink, deployment) = emea(&broker.servers(), "").await;
         let mut stream = Stream::new(&broker, TOPIC, 3);
         let client = sink.connect().await;
         for rounds in [0..2, 2..4] {

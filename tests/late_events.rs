@@ -3,9 +3,9 @@
 mod support;
 
 use afterimage::kafka::EmbeddedBroker;
-use support::app::Deployment;
+use support::app::{App, Deployment, emea};
 use support::audit::{assert_conserved, assert_same, caught_up, history};
-use support::postgres::{Database, fresh_database};
+use support::postgres::Database;
 use support::stream::Stream;
 use support::wait::{LONG, wait_for};
 use tokio_postgres::Client;
@@ -13,11 +13,18 @@ use tokio_postgres::Client;
 const TOPIC: &str = "calm.emea.account";
 
 async fn deployment(broker: &EmbeddedBroker) -> (Database, Deployment) {
-    let sink = fresh_database().await;
-    let org = "[[org]]\nname = \"emea\"\ntopics = [\"calm.emea.*\"]";
-    let deployment = Deployment::new(&broker.servers(), &sink, org).with("[log]\nlevel = \"debug\"");
-    deployment.migrate();
-    (sink, deployment)
+    emea(&broker.servers(), "[log]\nlevel = \"debug\"").await
+}
+
+/// A few rounds of a table, read by a worker.
+async fn read_by_one(broker: &EmbeddedBroker) -> (Database, Deployment, Stream, App, Client) {
+    let (sink, deployment) = deployment(broker).await;
+    let mut stream = Stream::new(broker, TOPIC, 4);
+    stream.rounds(30, 0..3);
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    (sink, deployment, stream, worker, client)
 }
 
 /// How many events were late, by outcome. All of them have been placed.
@@ -46,12 +53,7 @@ fn reload_while_one_lags(stream: &mut Stream, lagging: i32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_partition_brings_late_is_put_in_its_place() {
     let broker = EmbeddedBroker::start(1).unwrap();
-    let (sink, deployment) = deployment(&broker).await;
-    let mut stream = Stream::new(&broker, TOPIC, 4);
-    stream.rounds(30, 0..3);
-    let mut worker = deployment.worker("one");
-    let client = sink.connect().await;
-    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    let (_sink, _deployment, mut stream, mut worker, client) = read_by_one(&broker).await;
 
     let mut late = 0;
     for lagging in [0, 2] {
@@ -79,12 +81,7 @@ async fn what_a_partition_brings_late_is_put_in_its_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_of_another_partition_brings_it_and_the_home_of_the_record_places_it() {
     let broker = EmbeddedBroker::start(1).unwrap();
-    let (sink, deployment) = deployment(&broker).await;
-    let mut stream = Stream::new(&broker, TOPIC, 4);
-    stream.rounds(30, 0..3);
-    let mut one = deployment.worker("one");
-    let client = sink.connect().await;
-    caught_up(&client, &stream.ends(), &mut [&mut one]).await;
+    let (_sink, deployment, mut stream, mut one, client) = read_by_one(&broker).await;
     let mut two = deployment.worker("two");
     let owners = "SELECT count(DISTINCT worker) FROM afterimage.positions";
     wait_for("two owners", LONG, async || {
@@ -113,12 +110,7 @@ async fn a_worker_of_another_partition_brings_it_and_the_home_of_the_record_plac
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_whose_home_has_no_worker_is_looked_after_by_another() {
     let broker = EmbeddedBroker::start(1).unwrap();
-    let (sink, deployment) = deployment(&broker).await;
-    let mut stream = Stream::new(&broker, TOPIC, 4);
-    stream.rounds(30, 0..3);
-    let mut worker = deployment.worker("one");
-    let client = sink.connect().await;
-    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    let (_sink, deployment, mut stream, mut worker, client) = read_by_one(&broker).await;
     reload_while_one_lags(&mut stream, 1);
     caught_up(&client, &stream.arrived(), &mut [&mut worker]).await;
     worker.stop();

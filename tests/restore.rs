@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use afterimage::kafka::EmbeddedBroker;
 use serde_json::Value;
-use support::app::{App, Deployment};
+use support::app::{App, Deployment, emea};
 use support::audit::{assert_conserved, assert_same, caught_up, history};
-use support::postgres::{Database, fresh_database};
+use support::postgres::Database;
 use support::stream::Stream;
 use support::wait::{LONG, wait_for, wait_until};
 use tokio_postgres::Client;
@@ -33,10 +33,7 @@ impl World {
     /// A sink with some history of every record, read by worker `one`, whose image store is lost.
     async fn set() -> World {
         let broker = EmbeddedBroker::start(1).unwrap();
-        let sink = fresh_database().await;
-        let org = "[[org]]\nname = \"emea\"\ntopics = [\"calm.emea.*\"]";
-        let deployment = Deployment::new(&broker.servers(), &sink, org).with("[log]\nlevel = \"debug\"");
-        deployment.migrate();
+        let (sink, deployment) = emea(&broker.servers(), "[log]\nlevel = \"debug\"").await;
         let mut stream = Stream::new(&broker, TOPIC, 4);
         stream.rounds(RECORDS, 0..2);
         let client = sink.connect().await;

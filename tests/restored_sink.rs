@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use afterimage::kafka::EmbeddedBroker;
 use serde_json::json;
-use support::app::{App, Deployment};
+use support::app::{App, Deployment, emea};
 use support::audit::{assert_conserved, assert_same, caught_up, history};
 use support::names;
-use support::postgres::{Database, connect, fresh_database, shared};
+use support::postgres::{Database, connect, shared};
 use support::stream::{Stream, VALUE, sfid};
 use support::wait::{LONG, wait_for};
 
@@ -32,10 +32,7 @@ impl Scene {
     /// Twenty records at score 1, read by `one`, which still runs.
     async fn set() -> (Scene, App) {
         let broker = EmbeddedBroker::start(1).unwrap();
-        let sink = fresh_database().await;
-        let tables = "[[org]]\nname = \"emea\"\ntopics = [\"calm.emea.*\"]\n";
-        let deployment = Deployment::new(&broker.servers(), &sink, tables);
-        deployment.migrate();
+        let (sink, deployment) = emea(&broker.servers(), "").await;
         let stream = Stream::new(&broker, TOPIC, 4).began_earlier(40);
         let mut scene = Scene { _broker: broker, stream, sink, dump: names::unique("dump"), deployment };
         scene.write(1..=20, 1);
@@ -103,6 +100,15 @@ impl Scene {
         assert_conserved(&client, &self.stream.ends()).await;
     }
 
+    /// The worker has thrown its images of all partitions away for this reason, and what it writes from then on is right.
+    async fn assert_dropped(&mut self, mut worker: App, reason: &str) {
+        self.assert_whole(&mut worker).await;
+        assert_eq!(cleared(&mut worker).await, BTreeMap::from([(reason.to_owned(), 4)]), "{}", worker.log());
+        self.write(1..=60, 9);
+        self.assert_whole(&mut worker).await;
+        worker.stop();
+    }
+
     /// A worker `two` without images reads all that there is, in other batches, and some edits more.
     async fn another_reads_past(&mut self) {
         self.write(1..=10, 3);
@@ -134,10 +140,6 @@ async fn cleared(worker: &mut App) -> BTreeMap<String, u32> {
     counts.filter(|(_, count)| *count > 0).collect()
 }
 
-fn all_partitions(reason: &str) -> BTreeMap<String, u32> {
-    BTreeMap::from([(reason.to_owned(), 4)])
-}
-
 /// The images' claim was lost with the life that it was made in: another stands under its epoch.
 #[tokio::test(flavor = "multi_thread")]
 async fn images_of_a_claim_that_was_lost_are_dropped() {
@@ -150,12 +152,8 @@ async fn images_of_a_claim_that_was_lost_are_dropped() {
     scene.restore().await;
     scene.another_reads_past().await;
     scene.write_last_part();
-    let mut one = scene.deployment.worker("one");
-    scene.assert_whole(&mut one).await;
-    assert_eq!(cleared(&mut one).await, all_partitions("unknown_claim"));
-    scene.write(1..=60, 9);
-    scene.assert_whole(&mut one).await;
-    one.stop();
+    let one = scene.deployment.worker("one");
+    scene.assert_dropped(one, "unknown_claim").await;
 }
 
 /// The dump knows the images' claim, since it was made while that lasted: but the next claim begins before their mark.
@@ -169,12 +167,8 @@ async fn images_from_past_the_next_claim_are_dropped() {
     scene.restore().await;
     scene.another_reads_past().await;
     scene.write_last_part();
-    let mut one = scene.deployment.worker("one");
-    scene.assert_whole(&mut one).await;
-    assert_eq!(cleared(&mut one).await, all_partitions("ahead"));
-    scene.write(1..=60, 9);
-    scene.assert_whole(&mut one).await;
-    one.stop();
+    let one = scene.deployment.worker("one");
+    scene.assert_dropped(one, "ahead").await;
 }
 
 async fn one_claimed_again(scene: &Scene) -> bool {
@@ -194,12 +188,8 @@ async fn images_ahead_of_the_sink_are_dropped() {
     assert!(!one_claimed_again(&scene).await, "otherwise its claim is not the dump's");
     scene.restore().await;
     scene.write_last_part();
-    let mut one = scene.deployment.worker_with("one", &[OTHER_BATCHES]);
-    scene.assert_whole(&mut one).await;
-    assert_eq!(cleared(&mut one).await, all_partitions("ahead"));
-    scene.write(1..=60, 9);
-    scene.assert_whole(&mut one).await;
-    one.stop();
+    let one = scene.deployment.worker_with("one", &[OTHER_BATCHES]);
+    scene.assert_dropped(one, "ahead").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -211,11 +201,7 @@ async fn a_worker_under_which_the_sink_is_restored_goes_on_from_there() {
     scene.read(&mut one).await;
     scene.restore().await;
     scene.write_last_part();
-    scene.assert_whole(&mut one).await;
-    assert_eq!(cleared(&mut one).await, all_partitions("ahead"), "{}", one.log());
-    scene.write(1..=60, 9);
-    scene.assert_whole(&mut one).await;
-    one.stop();
+    scene.assert_dropped(one, "ahead").await;
 }
 
 /// Nothing comes that would show it that the sink has gone back.

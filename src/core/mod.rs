@@ -10,6 +10,7 @@ pub mod align;
 pub mod batch;
 pub mod breaker;
 pub mod decode;
+pub mod eight;
 pub mod event;
 pub mod fold;
 pub mod format;

@@ -140,8 +140,8 @@ pub struct Passage {
 }
 
 impl Passage {
-    /// From where this much was passed. What follows at the very same place is taken for delivered again: it could be the
-    /// rest of one record of the log, but an old event must not take its key back.
+    /// From where this much was passed. What follows at the very same place is taken for delivered again, although it may be
+    /// the rest of one record of the log: an old event must not take its key back.
     pub fn from(passed: Passed) -> Self {
         Passage { passed, newest: None, rows: Vec::new() }
     }
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_of_one_record_of_the_log_share_their_place_and_the_answer() {
+    fn rows_of_one_place_are_told_from_one_that_comes_again() {
         let mut passage = Passage::from(Passed { ts: 100, lsn: 10 });
         assert!(!passage.pass(Some(200), 20, 1), "a first delivery");
         assert!(!passage.pass(Some(200), 20, 2), "another row of the same record of the log");

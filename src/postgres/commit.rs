@@ -440,25 +440,28 @@ async fn take_over(
             known: Committed::default(),
         });
     }
-    let mut log: Vec<(PositionId, i64, i32, i64)> = Vec::new();
-    for (change, seen) in &taken {
-        if let Some(donor) = seen.home {
-            let seq = expected.entry(donor).or_insert(0);
-            *seq += 1;
-            log.push((donor, *seq, change.rid, key_hash(batch.object_id, &change.identity)));
-        }
-    }
-    invalidate(transaction, batch.object_id, "m", &log).await
+    let void = taken.iter().filter_map(|(change, seen)| Some((seen.home?, change.rid, &*change.identity)));
+    invalidate(transaction, batch.object_id, "m", void, expected).await
 }
 
-/// Tells positions which of their records are void in caches: position, number in its log, record, key hash. `reason` is
-/// one letter, see `afterimage.invalidation`.
-pub(super) async fn invalidate(
+/// Tells positions which of their records are void in caches: position, record, identity. `expected` has the last number in
+/// each position's log, and rises. `reason` is one letter, see `afterimage.invalidation`.
+pub(super) async fn invalidate<'r>(
     transaction: &Transaction<'_>,
     object_id: i16,
     reason: &'static str,
-    log: &[(PositionId, i64, i32, i64)],
+    void: impl Iterator<Item = (PositionId, i32, &'r str)>,
+    expected: &mut BTreeMap<PositionId, i64>,
 ) -> Result<(), CommitError> {
+    let mut log: Vec<(PositionId, i64, i32, i64)> = Vec::new();
+    for (position, rid, identity) in void {
+        let seq = expected.entry(position).or_insert(0);
+        *seq += 1;
+        log.push((position, *seq, rid, key_hash(object_id, identity)));
+    }
+    if log.is_empty() {
+        return Ok(());
+    }
     let newest: BTreeMap<PositionId, i64> = log.iter().map(|(position, seq, _, _)| (*position, *seq)).collect();
     let (ids, seqs): (Vec<i32>, Vec<i64>) = newest.into_iter().unzip();
     transaction

@@ -18,7 +18,7 @@ use crate::core::event::{Micros, Op};
 use crate::core::judge::ObjectFacts;
 use crate::core::judge::splice::{Kept, KeptEvent, Splice, StoredVersion, splice};
 use crate::core::position::{Counter, PositionId};
-use crate::core::record::{CHAIN, Floor, Record, key_hash};
+use crate::core::record::{CHAIN, Floor, Record};
 
 /// Records of one transaction: the positions are locked meanwhile.
 const MOST_RECORDS: i64 = 200;
@@ -133,11 +133,12 @@ pub async fn place(
     let (mut positions, mut orphans) = (BTreeSet::new(), BTreeMap::new());
     for row in rows.iter().take(MOST_RECORDS as usize) {
         let (rid, home): (i32, PositionId) = (row.try_get(0)?, row.try_get(1)?);
-        let by = if held.contains_key(&home) { home } else { *adopter };
         rids.push(rid);
-        positions.insert(by);
-        if home != by {
-            orphans.insert(rid, (home, by));
+        if held.contains_key(&home) {
+            positions.insert(home);
+        } else {
+            positions.insert(*adopter);
+            orphans.insert(rid, home);
         }
     }
     let months: Vec<Moment> = client
@@ -170,22 +171,17 @@ pub async fn place(
         ..SealedBatch::default()
     };
     let mut placed = Placed { more, ..Placed::default() };
-    let donors: Vec<PositionId> = orphans.values().map(|(home, _)| *home).collect();
+    let donors: Vec<PositionId> = orphans.values().copied().collect();
     let mut expected = lock(&transaction, &[&steps], &donors, held, &mut placed.committed).await?;
-    adopt(&transaction, object.object_id, &orphans, &mut expected).await?;
+    adopt(&transaction, object.object_id, &orphans, *adopter, &mut expected).await?;
     let found = read(&transaction, &rids, &homes).await?;
-    let mut log = Vec::new();
+    let mut void: Vec<(PositionId, i32, Box<str>)> = Vec::new();
     for (rid, one) in found {
         match splice(object, &one.sfid, &one.record, &one.versions, &one.events, now) {
             Ok(splice) => {
                 let home = one.home;
                 if splice.from.is_some() || splice.floor != one.record.floor {
-                    let seq = expected.entry(home).or_insert(0);
-                    *seq += 1;
-                    log.push((home, *seq, rid, key_hash(object.object_id, &one.sfid)));
-                    let identity = one.sfid;
-                    let gone = Invalidated { position_id: home, object_id: object.object_id, identity };
-                    placed.committed.invalidated.push(gone);
+                    void.push((home, rid, one.sfid));
                 }
                 if let Some(step) = steps.advances.iter_mut().find(|step| step.position_id == home) {
                     step.counters.add(Counter::RowsWritten, splice.written());
@@ -205,46 +201,45 @@ pub async fn place(
             }
         }
     }
-    if !log.is_empty() {
-        invalidate(&transaction, object.object_id, "s", &log).await?;
-    }
+    let object_id = object.object_id;
+    let rewritten = void.iter().map(|(home, rid, identity)| (*home, *rid, &**identity));
+    invalidate(&transaction, object_id, "s", rewritten, &mut expected).await?;
     advance(&transaction, &[&steps], held, &expected).await?;
     transaction.commit().await?;
+    let gone = void.into_iter().map(|(position_id, _, identity)| Invalidated { position_id, object_id, identity });
+    placed.committed.invalidated.extend(gone);
     placed.committed.inval_seq.extend(expected.into_iter().filter(|(position, _)| held.contains_key(position)));
     Ok(Some(placed))
 }
 
-/// Takes records over from homes that have no worker, unless somebody else has done so.
+/// Takes records over from these homes, which have no worker, unless somebody else has done so.
 async fn adopt(
     transaction: &Transaction<'_>,
     object_id: i16,
-    orphans: &BTreeMap<i32, (PositionId, PositionId)>,
+    orphans: &BTreeMap<i32, PositionId>,
+    adopter: PositionId,
     expected: &mut BTreeMap<PositionId, i64>,
 ) -> Result<(), CommitError> {
     if orphans.is_empty() {
         return Ok(());
     }
-    let rids: Vec<i32> = orphans.keys().copied().collect();
-    let (from, to): (Vec<i32>, Vec<i32>) = orphans.values().copied().unzip();
+    let (rids, homes): (Vec<i32>, Vec<i32>) = orphans.iter().unzip();
     let rows = transaction
         .query_typed(
             "WITH found AS ( \
-               SELECT r.rid, o.home, o.by FROM afterimage.record r \
-               JOIN unnest($1::int[], $2::int[], $3::int[]) AS o(rid, home, by) ON o.rid = r.rid AND o.home = r.home \
+               SELECT r.rid, o.home FROM afterimage.record r \
+               JOIN unnest($1::int[], $2::int[]) AS o(rid, home) ON o.rid = r.rid AND o.home = r.home \
                ORDER BY r.rid FOR NO KEY UPDATE OF r) \
-             UPDATE afterimage.record r SET home = found.by FROM found WHERE r.rid = found.rid \
-             RETURNING r.rid, found.home, r.sfid",
-            &[(&rids, Type::INT4_ARRAY), (&from, Type::INT4_ARRAY), (&to, Type::INT4_ARRAY)],
+             UPDATE afterimage.record r SET home = $3 FROM found WHERE r.rid = found.rid \
+             RETURNING found.home, r.rid, r.sfid",
+            &[(&rids, Type::INT4_ARRAY), (&homes, Type::INT4_ARRAY), (&adopter, Type::INT4)],
         )
         .await?;
-    let mut log = Vec::with_capacity(rows.len());
+    let mut void: Vec<(PositionId, i32, &str)> = Vec::with_capacity(rows.len());
     for row in &rows {
-        let (rid, donor, sfid): (i32, PositionId, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let seq = expected.entry(donor).or_insert(0);
-        *seq += 1;
-        log.push((donor, *seq, rid, key_hash(object_id, sfid)));
+        void.push((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?));
     }
-    invalidate(transaction, object_id, "m", &log).await
+    invalidate(transaction, object_id, "m", void.into_iter(), expected).await
 }
 
 async fn read(

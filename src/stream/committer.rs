@@ -4,7 +4,7 @@
 //! others by at most one group (protocol D2).
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::postgres::Client;
@@ -208,14 +208,14 @@ impl Committer {
             _ => {
                 let client = self.sink.connect().await.map_err(not_connected)?;
                 // It may have been restored meanwhile, from before a month was made.
-                self.months.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+                self.months.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 self.client.insert(client)
             }
         };
         let batches: Vec<&SealedBatch> = group.iter().map(|request| &*request.batch).collect();
         let mut missing: Vec<Micros> = Vec::new();
         {
-            let known = self.months.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let known = self.months.lock().unwrap_or_else(PoisonError::into_inner);
             let mut seen = HashSet::new();
             for row in batches.iter().flat_map(|batch| batch.deltas.iter().chain(&batch.deltas_after)) {
                 let month = month_of(row.at);
@@ -226,7 +226,7 @@ impl Committer {
         }
         if !missing.is_empty() {
             ensure_months(client, &missing).await?;
-            let mut known = self.months.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut known = self.months.lock().unwrap_or_else(PoisonError::into_inner);
             known.extend(missing.iter().map(|at| month_of(*at)));
         }
         let held: BTreeMap<PositionId, Held> =

@@ -45,15 +45,9 @@ impl Group {
         let by = Vec::from_iter(by).join(", ");
         let topic = &self.parts.topic;
         tracing::warn!(%topic, %detail, by, "fenced: another worker holds a partition");
-        let fenced: Vec<i32> = self
-            .tasks
-            .values()
-            .filter(|task| positions.contains(&task.position_id))
-            .map(|task| task.partition)
-            .collect();
-        let now = Instant::now();
-        let mut rests = Vec::with_capacity(fenced.len());
-        for partition in fenced {
+        let (now, mut rests) = (Instant::now(), Vec::new());
+        for task in self.tasks.values().filter(|task| positions.contains(&task.position_id)) {
+            let partition = task.partition;
             let times = self.fences.note(partition, now);
             let contested = times > MOST;
             if contested {

@@ -280,7 +280,13 @@ async fn read(settings: &RunSettings, stop: &mut oneshot::Receiver<()>) -> Resul
     let mut beside = vec![
         tokio::spawn(align::watch(topics.boards.clone(), settings.kafka.clone(), settings.sink.clone())),
         tokio::spawn(watch::watch(topics.logs.clone(), Arc::clone(&claims))),
-        tokio::spawn(upkeep::look_at_sink(settings.sink.clone(), settings.health.clone(), topics.boards.clone())),
+        tokio::spawn(upkeep::look_at_sink(
+            settings.sink.clone(),
+            settings.health.clone(),
+            topics.boards.clone(),
+            topics.logs.clone(),
+            Arc::clone(&claims),
+        )),
         tokio::spawn(upkeep::tell(
             settings.health.clone(),
             consumer.clone(),

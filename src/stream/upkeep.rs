@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::align::Boards;
 use super::ownership::Claims;
+use super::watch::{Logs, reclaim_lost};
 use crate::kafka::{Consumer, KafkaSettings, Metadata, Topic};
 use crate::postgres::client::{SinkSettings, describe};
 use crate::postgres::{migrate, splice, status};
@@ -20,6 +21,8 @@ const SINK_TIME: Duration = Duration::from_secs(10);
 const DROP_ANCHORS: Duration = Duration::from_secs(30);
 /// … and at most so many dropped at a time.
 const ANCHORS: i64 = 20_000;
+/// So often the sink is asked whether it still has what was committed.
+const LOOK_FOR_LOSS: Duration = Duration::from_secs(10);
 /// How often the worker's own state is told.
 const TELL: Duration = Duration::from_secs(1);
 /// Broker questions.
@@ -63,10 +66,10 @@ pub(super) fn find_topics(kafka: &KafkaSettings) -> mpsc::Receiver<Vec<Topic>> {
 }
 
 /// Asks the sink now and then: does it answer, is the schema still the right one, how old is its oldest snapshot, do late
-/// events wait for their place? And drops the anchors that no late event can need any more.
-pub(super) async fn look_at_sink(sink: SinkSettings, health: Health, boards: Boards) {
+/// events wait for their place, does it still have what was committed? And drops the anchors that no late event can need any more.
+pub(super) async fn look_at_sink(sink: SinkSettings, health: Health, boards: Boards, logs: Logs, claims: Arc<Claims>) {
     let mut client = None;
-    let mut dropped = Instant::now();
+    let (mut dropped, mut looked) = (Instant::now(), Instant::now());
     loop {
         let asked = tokio::time::timeout(SINK_TIME, async {
             let client = match &mut client {
@@ -82,6 +85,10 @@ pub(super) async fn look_at_sink(sink: SinkSettings, health: Health, boards: Boa
             if dropped.elapsed() > DROP_ANCHORS {
                 dropped = Instant::now();
                 splice::drop_anchors(client, ANCHORS).await.map_err(|error| describe(&error))?;
+            }
+            if looked.elapsed() > LOOK_FOR_LOSS {
+                looked = Instant::now();
+                reclaim_lost(client, &logs, &claims).await.map_err(|error| describe(&error))?;
             }
             status::oldest_snapshot_seconds(client).await.map_err(|error| describe(&error))
         });

@@ -3,7 +3,8 @@
 //! off, with that message as the last that was read, and claiming them again finds the wrong log (protocol D8).
 //!
 //! The sink may go back, too: to an older dump, under the worker. Where messages come, the next commit is refused and the
-//! position is claimed anew. Where none come, nothing would read again what the sink has lost: so it is asked now and then.
+//! position is claimed anew. Where none come, nothing would read again what the sink has lost: so whoever asks it how it is
+//! asks that, too ([`reclaim_lost`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,8 +16,8 @@ use crate::core::lineage::{Fingerprint, Lineage, lineage};
 use crate::core::position::PositionId;
 use crate::kafka::{KafkaSettings, TopicPartition, peek};
 use crate::postgres::claim::lost;
-use crate::postgres::client::describe;
 use crate::postgres::operator::distrust;
+use crate::postgres::{Client, Error};
 
 /// So often is looked.
 const EVERY: Duration = Duration::from_secs(10);
@@ -88,7 +89,6 @@ pub(super) async fn watch(logs: Logs, claims: Arc<Claims>) {
     loop {
         tokio::time::sleep(EVERY).await;
         let all = logs.all();
-        reclaim_lost(&claims, &all).await;
         // One message tells of its topic.
         let first: Vec<_> = all.values().filter_map(|watched| watched.first().cloned()).collect();
         let Some((wrong, answered)) = look(&claims.kafka, first).await else { continue };
@@ -114,30 +114,28 @@ pub(super) async fn watch(logs: Logs, claims: Arc<Claims>) {
 }
 
 /// Has positions claimed again that stand before what was committed to them: the sink has lost that.
-async fn reclaim_lost(claims: &Claims, all: &BTreeMap<Arc<str>, Vec<(TopicPartition, Watched)>>) {
-    let committed: Vec<_> = all
-        .values()
-        .flatten()
-        .filter_map(|(of, watched)| Some((of, (watched.position_id, watched.epoch, watched.newest?.offset))))
+///
+/// # Errors
+/// When the sink can't be asked.
+pub(super) async fn reclaim_lost(client: &Client, logs: &Logs, claims: &Claims) -> Result<(), Error> {
+    let committed: Vec<_> = logs
+        .lock()
+        .iter()
+        .filter_map(|(of, watched)| Some((of.clone(), (watched.position_id, watched.epoch, watched.newest?.offset))))
         .collect();
-    let asked = async {
-        let client = claims.sink.connect().await.map_err(|error| error.to_string())?;
-        let positions: Vec<_> = committed.iter().map(|(_, position)| *position).collect();
-        lost(&client, &positions).await.map_err(|error| describe(&error))
-    };
     if committed.is_empty() {
-        return;
+        return Ok(());
     }
-    match tokio::time::timeout(SINK_TIME, asked).await {
-        Ok(Ok(lost)) => {
-            for (of, (_, _, offset)) in committed.iter().filter(|(_, (position_id, ..))| lost.contains(position_id)) {
-                tracing::warn!(topic = %of.topic, partition = of.partition, offset, "the sink has lost what was committed up to here: it was restored from an older state; claiming again");
-                claims.command(&of.topic, Command::Reclaim(of.partition));
-            }
-        }
-        Ok(Err(error)) => tracing::debug!(%error, "the sink can't be asked whether it has what was committed"),
-        Err(_) => tracing::debug!("the sink does not say whether it has what was committed"),
+    let positions: Vec<_> = committed.iter().map(|(_, position)| *position).collect();
+    let lost = lost(client, &positions).await?;
+    for (of, (_, _, offset)) in committed.iter().filter(|(_, (position_id, ..))| lost.contains(position_id)) {
+        tracing::warn!(
+            topic = %of.topic, partition = of.partition, offset,
+            "the sink has lost what was committed up to here: it was restored from an older state; claiming again"
+        );
+        claims.command(&of.topic, Command::Reclaim(of.partition));
     }
+    Ok(())
 }
 
 /// Which of these have another message than they should, and of which anything was heard. `None` = the brokers can't be asked.

@@ -38,7 +38,7 @@ pub enum StateError {
     },
     /// A mark that doesn't follow from the stored one: another sink, a lower epoch, the same epoch under
     /// another token, or a smaller `next` or `inval_seq`. Nothing was written. A position goes back only
-    /// through [`clear`](crate::Store::clear).
+    /// through [`clear`](crate::Store::clear) or [`begin`](crate::Store::begin).
     #[error("mark {offered:?} does not follow {stored:?}")]
     Rewound {
         /// The mark in the store.

@@ -178,6 +178,30 @@ fn clearing_takes_one_position_with_its_mark_and_no_other() {
     }
 }
 
+#[test]
+fn a_position_begins_anew_under_another_mark_and_what_is_of_the_mark_before_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let batch = |mark: Mark| {
+        let mut batch = WriteBatch::new();
+        batch.put(&key(mark.position_id, 0), b"a");
+        batch.mark(mark);
+        batch
+    };
+    // A mark of another life may stand anywhere, also before the one that stands there.
+    let (before, anew) = (mark(2, 5, 20), Mark { sink_id: [9; 16], ..mark(2, 3, 7) });
+    let store = open(dir.path());
+    store.commit(batch(mark(1, 5, 20))).unwrap();
+    store.commit(batch(before)).unwrap();
+    store.begin(anew).unwrap();
+    assert!(matches!(store.commit(batch(before)), Err(StateError::Rewound { .. })));
+    // Where nothing was, too.
+    store.begin(mark(3, 1, 1)).unwrap();
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(store.marks().unwrap(), [mark(1, 5, 20), anew, mark(3, 1, 1)]);
+    assert_eq!(store.multi_get(&[key(1, 0), key(2, 0)]).unwrap(), [Some(b"a".to_vec()), None]);
+}
+
 /// One budget for blocks, indexes, filters and write buffers, however many positions share it.
 #[test]
 fn memory_stays_within_the_budget_with_256_positions() {

@@ -15,6 +15,13 @@ fn placed(script: &Script, mut look: impl FnMut(&mut World)) -> (World, Vec<Stri
     (world, left)
 }
 
+/// Everything late finds its place, and this comes of it.
+fn assert_story(script: &Script, want: &[&str]) {
+    let (world, left) = placed(script, |_| {});
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(story(&world, X), want);
+}
+
 /// What partition 1 has of a moved record is read before what partition 0 still has of it from `late` on.
 fn first_partition_1(mut script: Script, late: usize) -> Script {
     let tail = script.messages.split_off(late);
@@ -42,12 +49,8 @@ fn row(name: &str) -> Json {
 
 #[test]
 fn without_the_event_that_moved_the_record_the_history_stays_as_it_was() {
-    let script = moved([row("A"), row("B"), row("A")], row("A"));
-    let (world, left) = placed(&script, |_| {});
-    assert!(left.is_empty(), "{left:?}");
-    assert_eq!(story(&world, X), ["create name=A", "update name=B", "update name=A"]);
-
-    let mut script = script;
+    let mut script = moved([row("A"), row("B"), row("A")], row("A"));
+    assert_story(&script, &["create name=A", "update name=B", "update name=A"]);
     // Its last edit before the move does not come.
     script.messages.remove(3);
     let (world, left) = placed(&script, |world| world.sink.anchors.clear());
@@ -59,20 +62,14 @@ fn without_the_event_that_moved_the_record_the_history_stays_as_it_was() {
 fn a_field_that_the_mapping_lost_keeps_what_the_late_event_gave_it() {
     let with = |extra: &str| json!({"sfid": X, "name": "A", "extra__c": extra});
     let script = moved([with("e"), with("f"), with("g")], row("A"));
-    let (world, left) = placed(&script, |_| {});
-    assert!(left.is_empty(), "{left:?}");
-    let want = ["create extra__c=e name=A", "update extra__c=f", "update extra__c=g"];
-    assert_eq!(story(&world, X), want);
+    assert_story(&script, &["create extra__c=e name=A", "update extra__c=f", "update extra__c=g"]);
 }
 
 #[test]
 fn a_long_text_that_the_move_did_not_show_is_that_of_the_late_event() {
     let with = |text: &str| json!({"sfid": X, "name": "A", "notes__c": text});
     let script = moved([with("e"), with("f"), with("g")], with(crate::script::UNTOUCHED));
-    let (world, left) = placed(&script, |_| {});
-    assert!(left.is_empty(), "{left:?}");
-    let want = ["create name=A notes__c=e", "update notes__c=f", "update notes__c=g"];
-    assert_eq!(story(&world, X), want);
+    assert_story(&script, &["create name=A notes__c=e", "update notes__c=f", "update notes__c=g"]);
 }
 
 #[test]
@@ -83,10 +80,7 @@ fn a_first_sight_with_an_empty_field_that_earlier_events_did_not_have() {
     script.wait(3_600);
     script.insert(1, 2, json!({"sfid": X, "name": "A", "extra__c": null}));
     script.delete(1, 2);
-    let script = first_partition_1(script, 0);
-    let (world, left) = placed(&script, |_| {});
-    assert!(left.is_empty(), "{left:?}");
-    assert_eq!(story(&world, X), ["create name=A", "delete", "undelete", "delete"]);
+    assert_story(&first_partition_1(script, 0), &["create name=A", "delete", "undelete", "delete"]);
 }
 
 #[test]

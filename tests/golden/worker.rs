@@ -501,13 +501,13 @@ impl<'w, S: Sink> Worker<'w, S> {
             return;
         }
         let Task { position_id, epoch, read, .. } = *task;
-        let mut passage = task.passage.clone();
-        let start = Advance { passed: passage.passed(), ..Advance::standing(position_id, epoch, read) };
-        let repeated =
-            one.peek.may_repeat().and_then(|(print, lsn)| Some((print, self.front.repeat(position_id, print, lsn)?)));
-        if let Some((print, outcome)) = repeated {
+        let start = Advance { passed: task.passage.passed(), ..Advance::standing(position_id, epoch, read) };
+        if let Some((print, lsn)) = one.peek.may_repeat()
+            && let Some(outcome) = self.front.repeat(position_id, print, lsn)
+        {
             self.open.advance(position_id, || start, offset, Some(outcome));
             self.open.touch(print.record);
+            self.passage(partition).pass(one.peek.ts(), lsn, row(one.message.key.as_deref(), false));
             self.noted(one, outcome, position_id);
             return;
         }
@@ -520,7 +520,7 @@ impl<'w, S: Sink> Worker<'w, S> {
             Ok(Decoded::Event(event)) => {
                 self.open.advance(position_id, || start, offset, None);
                 let row = row(one.message.key.as_deref(), event.op == Op::Delete);
-                let passed = passage.pass(event.ts, event.lsn, row);
+                let passed = self.passage(partition).pass(event.ts, event.lsn, row);
                 let outcome = self.judge(one, event, position_id, passed);
                 self.open.count(position_id, outcome, 1);
                 outcome
@@ -544,17 +544,15 @@ impl<'w, S: Sink> Worker<'w, S> {
         self.noted(one, outcome, position_id);
     }
 
+    fn passage(&mut self, partition: i32) -> &mut Passage {
+        &mut self.tasks.get_mut(&partition).expect("made with the message").passage
+    }
+
     fn noted(&mut self, one: &Arrived<'_>, outcome: Counter, position_id: PositionId) {
         let Message { partition, offset, timestamp_ms, .. } = *one.message;
         self.outcomes.push((self.topic.name.clone(), partition, offset, outcome));
         let task = self.tasks.get_mut(&partition).expect("made with the message");
         task.read = offset + 1;
-        if let Peek::Row(envelope) = &one.peek
-            && !matches!(one.meaning, Some(Err(_)))
-        {
-            let delete = one.peek.is_delete();
-            task.passage.pass(envelope.ts, envelope.lsn, row(one.message.key.as_deref(), delete));
-        }
         self.open.progress(position_id, (offset, Some(timestamp_ms), 0), task.passage.passed());
     }
 

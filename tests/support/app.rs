@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 
 use afterimage::demo::child::{self, LastSignal};
 
-use super::postgres::Database;
+use super::postgres::{Database, fresh_database};
 use super::wait::{LONG, wait_blocking, wait_for};
 
 /// One sink, one group, some topics: what its workers have in common.
@@ -22,6 +22,16 @@ pub struct Deployment {
     json_logs: bool,
     pooled: bool,
     dir: tempfile::TempDir,
+}
+
+/// A sink of its own with its schema, and a deployment that reads the org `emea` of the connector `calm` into it, with these
+/// lines of configuration.
+pub async fn emea(brokers: &str, settings: &str) -> (Database, Deployment) {
+    let sink = fresh_database().await;
+    let org = "[[org]]\nname = \"emea\"\ntopics = [\"calm.emea.*\"]";
+    let deployment = Deployment::new(brokers, &sink, org).with(settings);
+    deployment.migrate();
+    (sink, deployment)
 }
 
 impl Deployment {

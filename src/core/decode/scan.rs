@@ -3,23 +3,17 @@
 //! It finds where values end and accepts nothing that a full parser would refuse; what it does not accept (white space,
 //! deep nesting, junk) is left to the full parser. Input is known to be UTF-8.
 
+use crate::core::eight::{ONES, equal, first};
+
 /// Deepest nesting that is scanned here.
 const DEEPEST: u32 = 32;
-
-const ONES: u64 = 0x0101_0101_0101_0101;
-const HIGH: u64 = 0x8080_8080_8080_8080;
 
 /// Where among eight bytes the first quote, backslash or control character stands.
 #[inline]
 fn mark(eight: [u8; 8]) -> Option<usize> {
     let word = u64::from_le_bytes(eight);
-    // The lowest mark is exact; borrows can only set wrong ones above it.
-    let zero = |word: u64| word.wrapping_sub(ONES) & !word;
-    let quote = zero(word ^ (ONES * b'"' as u64));
-    let backslash = zero(word ^ (ONES * b'\\' as u64));
     let control = word.wrapping_sub(ONES * 0x20) & !word;
-    let marks = (quote | backslash | control) & HIGH;
-    (marks != 0).then_some((marks.trailing_zeros() / 8) as usize)
+    first(equal(word, b'"') | equal(word, b'\\') | control)
 }
 
 /// A string that opens at `at`: the offset behind its closing quote, and whether it holds escapes.

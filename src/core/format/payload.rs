@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::Value as Json;
 
 use super::FormatError;
+use crate::core::eight::find;
 use crate::core::event::FieldNo;
 use crate::core::value::{Value, ValueRef};
 
@@ -97,7 +98,7 @@ fn read_text(text: &str) -> Result<Vec<(FieldNo, ValueRef<'_>)>, FormatError> {
     let mut rest = Some(text);
     let mut part = || {
         let text = rest?;
-        let end = separator(text.as_bytes());
+        let end = find(text.as_bytes(), SEPARATOR);
         let (part, left) = match end {
             Some(end) => (&text[..end], Some(&text[end + 1..])),
             None => (text, None),
@@ -118,24 +119,6 @@ fn read_text(text: &str) -> Result<Vec<(FieldNo, ValueRef<'_>)>, FormatError> {
         fields.push((no, value));
     }
     Ok(fields)
-}
-
-/// Where the first separator stands: eight bytes at a time. Parts are short; a search that is made for long texts costs more
-/// than it finds.
-#[inline]
-fn separator(bytes: &[u8]) -> Option<usize> {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    let mut at = 0;
-    while let Some(eight) = bytes.get(at..at + 8).and_then(|eight| eight.try_into().ok()) {
-        let word = u64::from_le_bytes(eight) ^ (ONES * SEPARATOR as u64);
-        // The lowest mark is exact; borrows can only set wrong ones above it.
-        let marks = word.wrapping_sub(ONES) & !word & (ONES << 7);
-        if marks != 0 {
-            return Some(at + (marks.trailing_zeros() / 8) as usize);
-        }
-        at += 8;
-    }
-    bytes[at..].iter().position(|byte| *byte == SEPARATOR).map(|found| at + found)
 }
 
 fn read_json(text: &str) -> Result<Vec<(FieldNo, Value)>, FormatError> {
