@@ -58,7 +58,11 @@ impl Judge<'_> {
 
     pub(super) fn hold_key(&mut self, arrival: &Arrival<'_>, identity: &str, key: &str) {
         let number = self.batch.number();
-        if let Some(before) = self.record(identity).row_key.clone()
+        let record = self.record(identity);
+        // A record without history holds no key: the one it was registered with is of a batch that may never have been
+        // committed, and may be another record's.
+        if record.head.is_some()
+            && let Some(before) = record.row_key.clone()
             && *before != *key
         {
             self.lose_key(arrival, identity, &before);
