@@ -10,7 +10,7 @@ use afterimage::core::batch::{DeadLetter, OpenBatch, SealedBatch};
 use afterimage::core::event::{Class, Event, Micros, Op, Row};
 use afterimage::core::front::Front;
 use afterimage::core::judge::{Arrival, FieldFact, Judge, Need, ObjectFacts};
-use afterimage::core::overlay::{KeySlot, Overlay};
+use afterimage::core::overlay::{Found, KeySlot, Overlay};
 use afterimage::core::position::{Counter, PositionId};
 use afterimage::core::record::{Record, key_hash};
 use afterimage::core::value::{Kind, Value};
@@ -18,6 +18,7 @@ use afterimage::postgres::claim::{Claim, Claimant, Wanted, claim};
 use afterimage::postgres::client::{SinkSettings, Tls};
 use afterimage::postgres::commit::{CommitError, Committed, Held, commit};
 use afterimage::postgres::registry::{self, Declared, RegistryError, SeenField, Source};
+use afterimage::postgres::splice::place;
 use afterimage::postgres::{lookup, migrate};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -142,13 +143,14 @@ impl Sink {
         self.watcher.query_one(query, &[&identity]).await.unwrap().get(0)
     }
 
+    async fn found(&self, identity: &str) -> Found {
+        let mut reader = self.reader.lock().await;
+        let found = lookup::records(&mut reader, &self.facts, &[identity]).await.unwrap().pop();
+        found.expect("registered").1
+    }
+
     async fn record(&self, identity: &str) -> Record {
-        lookup::records(&mut *self.reader.lock().await, &self.facts, &[identity])
-            .await
-            .unwrap()
-            .pop()
-            .expect("registered")
-            .1
+        self.found(identity).await.record
     }
 
     async fn key(&self, key: &str) -> KeySlot {
@@ -225,7 +227,7 @@ impl Hand<'_> {
     async fn load(&mut self, position_id: PositionId, event: &Event, identity: &str) {
         let newcomer = (identity.into(), position_id, event.key.clone());
         lookup::register(&mut self.client, self.sink.facts.object_id, &mut [newcomer]).await.unwrap();
-        self.overlay.load_record(identity.into(), self.sink.record(identity).await);
+        self.overlay.load_found(identity.into(), self.sink.found(identity).await);
     }
 
     fn seal(&mut self) -> SealedBatch {
@@ -550,6 +552,41 @@ async fn a_take_over_of_a_record_that_changed_meanwhile_is_judged_again() {
         taker.write(1, &[arrives]).await;
         assert_eq!(sink.record(&identity).await.home, Some(taker.positions[&1]), "{what}");
     }
+}
+
+/// A late event puts another version into the place of one that says nothing new any more: the image changes, and home,
+/// floor and newest version stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_take_over_of_a_record_that_was_spliced_meanwhile_is_judged_again() {
+    let sink = Sink::new().await;
+    let with = |no: u16, value: &str, mut event: Event| {
+        event.row.values.push((no, Value::Text(value.into())));
+        // An edit, and no backfill.
+        event.row.stamp = Some(Some(START + 1));
+        event
+    };
+    let mut home = sink.hand(&[0]).await;
+    let news = [create("1", "X", 10, "one"), update("1", "X", 20, "two"), with(2, "new", update("1", "X", 30, "two"))];
+    home.write(0, &news).await;
+    let mut other = sink.hand(&[2]).await;
+    other.write(2, &[with(3, "late", update("3", "X", 15, "two"))]).await;
+
+    let arrives = with(3, "late", with(2, "new", create("2", "X", 40, "two")));
+    let mut taker = sink.hand(&[1]).await;
+    taker.judge(1, &arrives).await;
+    let batch = taker.seal();
+    let before = sink.record("X").await;
+    let placed = place(&mut home.client, &sink.facts, &home.held, START).await.unwrap().expect("a late event to place");
+    assert_eq!((placed.versions, placed.kept), (1, 0));
+    let after = sink.record("X").await;
+    assert_eq!((before.home, before.floor, before.head_id()), (after.home, after.floor, after.head_id()));
+    assert_ne!(before.image, after.image);
+
+    assert_rewinds(taker.commit(&batch).await);
+    let mut taker = sink.hand(&[1]).await;
+    taker.write(1, &[arrives]).await;
+    assert_eq!(sink.record("X").await.home, Some(taker.positions[&1]));
+    assert_eq!(sink.ops("X").await, "create update update", "the value that came late is not new");
 }
 
 #[tokio::test(flavor = "multi_thread")]

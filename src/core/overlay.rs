@@ -27,13 +27,26 @@ pub struct Seen {
     pub floor: Floor,
     /// Newest version.
     pub head: Option<HeadId>,
+    /// Number of its home's last invalidation when it was looked up; `None` = this worker knows of them by itself.
+    pub inval_seq: Option<i64>,
 }
 
 impl Seen {
     /// As the record stands.
     pub fn of(record: &Record) -> Self {
-        Seen { home: record.home, row_key: record.row_key.clone(), floor: record.floor, head: record.head_id() }
+        let (row_key, head) = (record.row_key.clone(), record.head_id());
+        Seen { home: record.home, row_key, floor: record.floor, head, inval_seq: None }
     }
+}
+
+/// A record as a lookup in Postgres found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The record.
+    pub record: Record,
+    /// Number of its home's last invalidation at that moment. A splice may change a record's image and leave home, floor
+    /// and newest version as they were; only the log of its home tells.
+    pub inval_seq: Option<i64>,
 }
 
 /// One record in the overlay.
@@ -134,20 +147,27 @@ impl Overlay {
         self.keys.get_mut(key).expect("inserted above")
     }
 
-    /// Takes in what a lookup in Postgres found. A record that is here already is newer and stays.
+    /// Takes in a record that nobody else changes. One that is here already is newer and stays.
     pub fn load_record(&mut self, identity: Box<str>, record: Record) {
-        self.load(identity, record, false);
+        self.load(identity, Found { record, inval_seq: None }, false);
+    }
+
+    /// The same for what a lookup in Postgres found.
+    pub fn load_found(&mut self, identity: Box<str>, found: Found) {
+        self.load(identity, found, false);
     }
 
     /// The same for what the image store had.
     pub fn load_stored(&mut self, identity: Box<str>, record: Record) {
-        self.load(identity, record, true);
+        self.load(identity, Found { record, inval_seq: None }, true);
     }
 
-    fn load(&mut self, identity: Box<str>, record: Record, stored: bool) {
+    fn load(&mut self, identity: Box<str>, found: Found, stored: bool) {
         if let Entry::Vacant(vacant) = self.records.entry(identity) {
             self.loaded.push(vacant.key().clone());
-            vacant.insert(RecordSlot { seen: Seen::of(&record), record: Arc::new(record), dirty: None, stored });
+            let Found { record, inval_seq } = found;
+            let seen = Seen { inval_seq, ..Seen::of(&record) };
+            vacant.insert(RecordSlot { seen, record: Arc::new(record), dirty: None, stored });
         }
     }
 

@@ -5,7 +5,8 @@
 //! COPY delta, keyframe, late, dead   appends: no lock is held yet (after the take-overs, if there are any)
 //! SELECT … FOR NO KEY UPDATE         own positions and donors, sorted
 //!   inval_seq moved?                 someone took records of ours: forget them; if this batch judged one, undo
-//!   records taken over?              home, floor and newest version must still be as seen; tell the donor
+//!   records taken over?              home, floor and newest version must still be as seen, and nothing spliced since;
+//!                                    tell the donor
 //! UPDATE, DELETE, upserts            sorted
 //! SELECT advance(…)                  raises AI001 unless every position, epoch and range matches
 //! COMMIT                             sent only after `advance` answered
@@ -386,13 +387,16 @@ pub async fn invalidated_since<C: tokio_postgres::GenericClient>(
 
 const TAKE: &str = "
 UPDATE afterimage.record r SET home = t.home
-FROM unnest($1::int[], $2::int[], $3::int[], $4::bigint[], $5::timestamptz[], $6::int[], $7::int[], $8::bigint[])
-  AS t(rid, home, seen_home, floor_lsn, floor_ts, seq, position_id, \"offset\")
+FROM unnest($1::int[], $2::int[], $3::int[], $4::bigint[], $5::timestamptz[], $6::int[], $7::int[], $8::bigint[],
+    $9::bigint[])
+  AS t(rid, home, seen_home, floor_lsn, floor_ts, seq, position_id, \"offset\", inval_seq)
 WHERE r.rid = t.rid AND r.home IS NOT DISTINCT FROM t.seen_home
   AND r.floor_lsn = t.floor_lsn AND r.floor_ts IS NOT DISTINCT FROM t.floor_ts
   AND EXISTS (SELECT 1 FROM afterimage.head_id(r.rid) h
               WHERE h.seq IS NOT DISTINCT FROM t.seq AND h.position_id IS NOT DISTINCT FROM t.position_id
-                AND h.\"offset\" IS NOT DISTINCT FROM t.\"offset\")";
+                AND h.\"offset\" IS NOT DISTINCT FROM t.\"offset\")
+  AND NOT EXISTS (SELECT 1 FROM afterimage.invalidation i
+                  WHERE i.position_id = t.seen_home AND i.seq > t.inval_seq AND i.rid = t.rid)";
 
 /// Takes records over: they must be as they were read, and their donors learn of it (D9).
 async fn take_over(
@@ -419,6 +423,7 @@ async fn take_over(
     let seqs: Vec<Option<i32>> = taken.iter().map(|(_, seen)| seen.head.map(|head| head.0 as i32)).collect();
     let positions: Vec<Option<i32>> = taken.iter().map(|(_, seen)| seen.head.map(|head| head.1)).collect();
     let offsets: Vec<Option<i64>> = taken.iter().map(|(_, seen)| seen.head.map(|head| head.2)).collect();
+    let inval_seqs: Vec<Option<i64>> = taken.iter().map(|(_, seen)| seen.inval_seq).collect();
     let done = transaction
         .execute_typed(
             TAKE,
@@ -431,6 +436,7 @@ async fn take_over(
                 (&seqs, Type::INT4_ARRAY),
                 (&positions, Type::INT4_ARRAY),
                 (&offsets, Type::INT8_ARRAY),
+                (&inval_seqs, Type::INT8_ARRAY),
             ],
         )
         .await?;

@@ -10,7 +10,7 @@ use crate::core::event::{FieldNo, Micros};
 use crate::core::fold;
 use crate::core::format;
 use crate::core::judge::ObjectFacts;
-use crate::core::overlay::{KeySlot, OldKey, PendingRow};
+use crate::core::overlay::{Found, KeySlot, OldKey, PendingRow};
 use crate::core::record::{CHAIN, Floor, Record};
 
 /// What Postgres holds cannot be read.
@@ -41,7 +41,7 @@ SET LOCAL enable_mergejoin = off";
 
 // Without ORDER BY in the aggregates, which would set up two sorts for each record: `record` sorts.
 const RECORDS: &str = "
-SELECT r.sfid, r.rid, r.home, r.row_key, r.floor_lsn, r.floor_ts, k.kf, k.at, k.d, c.ats, c.ds, o.row_key
+SELECT r.sfid, r.rid, r.home, r.row_key, r.floor_lsn, r.floor_ts, k.kf, k.at, k.d, c.ats, c.ds, o.row_key, h.inval_seq
 FROM unnest($2::text[]) AS wanted(sfid)
 CROSS JOIN LATERAL (SELECT * FROM afterimage.record WHERE object_id = $1 AND sfid = wanted.sfid OFFSET 0) r
 LEFT JOIN LATERAL (
@@ -50,7 +50,8 @@ LEFT JOIN LATERAL (
   SELECT array_agg(x.at) AS ats, array_agg(x.d) AS ds FROM afterimage.delta x WHERE x.rid = r.rid AND x.kf = k.kf) c ON true
 LEFT JOIN LATERAL (
   SELECT row_key FROM afterimage.old_key
-  WHERE r.row_key IS NULL AND object_id = $1 AND rid = r.rid ORDER BY ts DESC NULLS LAST, lsn DESC LIMIT 1) o ON true";
+  WHERE r.row_key IS NULL AND object_id = $1 AND rid = r.rid ORDER BY ts DESC NULLS LAST, lsn DESC LIMIT 1) o ON true
+LEFT JOIN LATERAL (SELECT inval_seq FROM afterimage.position WHERE position_id = r.home OFFSET 0) h ON true";
 
 /// One row for an owner, for a previous owner, for each pending row: what applies to the key.
 const KEYS: &str = "
@@ -124,15 +125,15 @@ pub async fn records(
     client: &mut Client,
     object: &ObjectFacts,
     identities: &[&str],
-) -> Result<Vec<(Box<str>, Record)>, LookupError> {
+) -> Result<Vec<(Box<str>, Found)>, LookupError> {
     let transaction = by_index(client).await?;
     let wanted: &[(&(dyn ToSql + Sync), Type)] = &[(&object.object_id, Type::INT2), (&identities, Type::TEXT_ARRAY)];
     let rows = transaction.query_typed(RECORDS, wanted).await?;
     transaction.commit().await?;
-    rows.iter().map(|row| record(object, row)).collect()
+    rows.iter().map(|row| found(object, row)).collect()
 }
 
-fn record(object: &ObjectFacts, row: &Row) -> Result<(Box<str>, Record), LookupError> {
+fn found(object: &ObjectFacts, row: &Row) -> Result<(Box<str>, Found), LookupError> {
     let identity: &str = row.try_get(0)?;
     let keyframe = match row.try_get::<_, Option<i32>>(6)? {
         Some(kf) => Some((kf, row.try_get(7)?, row.try_get(8)?)),
@@ -150,7 +151,7 @@ fn record(object: &ObjectFacts, row: &Row) -> Result<(Box<str>, Record), LookupE
         chain: ats.unwrap_or_default().into_iter().zip(ds.unwrap_or_default()).collect(),
         old_key: row.try_get(11)?,
     };
-    Ok((identity.into(), stored.fold(object)?))
+    Ok((identity.into(), Found { record: stored.fold(object)?, inval_seq: row.try_get(12)? }))
 }
 
 /// What the tables hold of one record, as far as its last state needs it.

@@ -10,6 +10,7 @@ use super::dictionary::Dictionary;
 use super::images;
 use crate::core::judge::ObjectFacts;
 use crate::core::position::PositionId;
+use crate::core::overlay::Found;
 use crate::core::record::Record;
 use crate::postgres::lookup::{self, LookupError};
 use crate::postgres::operator::Known;
@@ -94,14 +95,14 @@ impl Checkup {
             }
         };
         let identities: Vec<&str> = stored.iter().map(|(identity, _)| &**identity).collect();
-        let found: HashMap<Box<str>, Record> =
+        let found: HashMap<Box<str>, Found> =
             lookup::records(client, &facts, &identities).await?.into_iter().collect();
         let mut differences = Vec::new();
         for (identity, bytes) in stored {
             let what = match (images::decode(bytes, position), found.get(identity)) {
                 (None, _) => Some("it cannot be read"),
                 (_, None) => Some("the sink has no such record"),
-                (Some(stored), Some(record)) => difference(&stored, record),
+                (Some(stored), Some(found)) => difference(&stored, &found.record),
             };
             differences.extend(what.map(|what| Difference { identity: identity.clone(), what }));
         }

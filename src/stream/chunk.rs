@@ -395,8 +395,8 @@ impl Group {
             })?;
             records.extend(more);
         }
-        for (identity, record) in records {
-            self.overlay.load_record(identity, record);
+        for (identity, found) in records {
+            self.overlay.load_found(identity, found);
         }
         Ok(())
     }

@@ -337,8 +337,8 @@ impl Run {
             let newcomer = (identity.into(), self.claim.position_id, event.key.clone());
             lookup::register(&mut self.client, facts.object_id, &mut [newcomer]).await?;
         }
-        for (identity, record) in lookup::records(&mut self.client, &facts, &[identity]).await? {
-            self.overlay.load_record(identity, record);
+        for (identity, found) in lookup::records(&mut self.client, &facts, &[identity]).await? {
+            self.overlay.load_found(identity, found);
         }
         Ok(())
     }

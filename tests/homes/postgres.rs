@@ -126,7 +126,7 @@ impl Sink for Door {
 
     fn record(&mut self, _: i16, identity: &str) -> Option<Record> {
         let found = self.runtime.block_on(lookup::records(&mut self.reader, &self.facts, &[identity]));
-        found.unwrap().pop().map(|(_, record)| record)
+        found.unwrap().pop().map(|(_, found)| found.record)
     }
 
     fn key(&mut self, source_id: i16, _: i16, key: &str) -> KeySlot {
