@@ -11,7 +11,7 @@ use afterimage::core::event::{Class, Event, Micros, Op, Row};
 use afterimage::core::front::Front;
 use afterimage::core::judge::{Arrival, FieldFact, Judge, Need, ObjectFacts};
 use afterimage::core::overlay::{Found, KeySlot, Overlay};
-use afterimage::core::position::{Counter, PositionId};
+use afterimage::core::position::{Counter, Passage, PositionId};
 use afterimage::core::record::{Record, key_hash};
 use afterimage::core::value::{Kind, Value};
 use afterimage::postgres::claim::{Claim, Claimant, Wanted, claim};
@@ -345,6 +345,24 @@ async fn a_fenced_commit_writes_nothing_and_the_new_owner_writes_it_once() {
     let batch = old.seal();
     assert!(matches!(old.commit(&batch).await, Err(CommitError::Fenced { .. })));
     assert_eq!(sink.ops("X").await, "create update");
+}
+
+/// Both halves of a key change, rows of a COPY: whoever claims next knows which of them came.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_tells_which_rows_of_the_last_place_were_delivered() {
+    let sink = Sink::new().await;
+    let mut hand = sink.hand(&[0]).await;
+    let position = hand.positions[&0];
+    hand.judge(0, &create("1", "X", 10, "one")).await;
+    let mut passage = Passage::default();
+    assert!(!passage.pass(Some(START + 10_000), 10, 1));
+    hand.open.progress(position, (0, None, 0), &passage);
+    let batch = hand.seal();
+    hand.commit(&batch).await.unwrap();
+    // What advances without such an event leaves it as it is.
+    hand.write(0, &[update("1", "X", 11, "two")]).await;
+    let claimed = &sink.claim(&[0]).await[0];
+    assert_eq!(claimed.passage, passage);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use foldhash::fast::RandomState;
 
 use super::event::{FieldNo, Lsn, Micros, Op};
 use super::overlay::{OldKey, Overlay, PendingRow, Seen};
-use super::position::{Counter, Counters, Passed, PositionId};
+use super::position::{Counter, Counters, Passage, PositionId};
 use super::record::{Floor, Record};
 use super::touched::Touched;
 
@@ -26,8 +26,8 @@ pub struct Advance {
     pub counters: Counters,
     /// Fingerprint of the last message: offset, timestamp in ms, XXH3-64 over key and value.
     pub last: Option<(i64, Option<i64>, i64)>,
-    /// Greatest (source time, LSN) below `to`.
-    pub passed: Passed,
+    /// What was passed below `to`.
+    pub passage: Passage,
 }
 
 impl Advance {
@@ -40,7 +40,7 @@ impl Advance {
             to: next,
             counters: Counters::default(),
             last: None,
-            passed: Passed::default(),
+            passage: Passage::default(),
         }
     }
 }
@@ -352,10 +352,10 @@ impl OpenBatch {
     }
 
     /// Notes the newest message of a position and what it has passed.
-    pub fn progress(&mut self, position_id: PositionId, last: (i64, Option<i64>, i64), passed: Passed) {
+    pub fn progress(&mut self, position_id: PositionId, last: (i64, Option<i64>, i64), passage: &Passage) {
         if let Some(advance) = self.advances.get_mut(&position_id) {
             advance.last = Some(last);
-            advance.passed = passed;
+            advance.passage.clone_from(passage);
         }
     }
 
@@ -528,6 +528,7 @@ impl OpenBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::position::Passed;
 
     fn sealed(open: OpenBatch) -> Vec<Advance> {
         open.seal(&mut Overlay::default(), 1, 1).advances
@@ -569,11 +570,14 @@ mod tests {
     #[test]
     fn a_batch_of_nothing_but_a_hole_moves_its_position_alone_and_keeps_what_is_known_of_it() {
         let mut open = OpenBatch::new(1);
-        let passed = Passed { ts: 100, lsn: 10 };
-        open.advance_over_hole(&Advance { passed, ..Advance::standing(7, 3, 10) }, 11);
+        let passage = Passage::from(Passed { ts: 100, lsn: 10 }, None);
+        open.advance_over_hole(&Advance { passage: passage.clone(), ..Advance::standing(7, 3, 10) }, 11);
         assert!(!open.is_empty() && open.next(8).is_none());
         let advances = sealed(open);
         assert_eq!(advances.len(), 1);
-        assert_eq!((counted(&advances[0]), advances[0].last, advances[0].passed), ((10, 11, 0, 1), None, passed));
+        assert_eq!(
+            (counted(&advances[0]), advances[0].last, advances[0].passage.clone()),
+            ((10, 11, 0, 1), None, passage)
+        );
     }
 }

@@ -126,24 +126,29 @@ impl Passed {
     }
 }
 
+/// At most so many rows of one record of the log are told apart: a page of a table holds fewer.
+const ROWS: usize = 1_024;
+
 /// One position's way through the source's order: which of its events were delivered before.
 ///
 /// Rows of one record of the log (a COPY's, both halves of a key change) share time and LSN: that the first of them was
 /// passed says nothing of the others. They are told from one that comes again by what each of them is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Passage {
     passed: Passed,
-    /// Place of the newest event, and whether the first one there had been delivered before.
-    newest: Option<(i64, u64, bool)>,
-    /// What came at that place.
-    rows: Vec<u64>,
+    /// What came at that place; `None` = not known, then all of it counts as delivered.
+    rows: Option<Vec<u32>>,
 }
 
 impl Passage {
-    /// From where this much was passed. What follows at the very same place is taken for delivered again, although it may be
-    /// the rest of one record of the log: an old event must not take its key back.
-    pub fn from(passed: Passed) -> Self {
-        Passage { passed, newest: None, rows: Vec::new() }
+    /// From where this much was passed; `rows` as [`Passage::rows`] gave them then, if they were kept.
+    pub fn from(passed: Passed, rows: Option<&[u8]>) -> Self {
+        let known = rows.and_then(|rows| {
+            let (place, rows) = rows.split_first_chunk::<16>()?;
+            let (rows, []) = rows.as_chunks::<4>() else { return None };
+            (*place == bytes(passed)).then(|| rows.iter().map(|row| u32::from_be_bytes(*row)).collect())
+        });
+        Passage { passed, rows: known.or((passed == Passed::default()).then(Vec::new)) }
     }
 
     /// What was passed.
@@ -151,26 +156,45 @@ impl Passage {
         self.passed
     }
 
+    /// What came at that place, to be kept with it: the place, which says what the rows belong to, then four bytes a row.
+    pub fn rows(&self) -> Option<Vec<u8>> {
+        let rows = self.rows.as_ref()?.iter().flat_map(|row| row.to_be_bytes());
+        Some(bytes(self.passed).into_iter().chain(rows).collect())
+    }
+
     /// Takes note of an event; whether it was delivered before. `row` tells rows of one place apart, see [`row`].
-    pub fn pass(&mut self, ts: Option<i64>, lsn: u64, row: u64) -> bool {
-        let first_before = match self.newest {
-            Some((newest_ts, newest_lsn, before)) if lsn != 0 && (Some(newest_ts), newest_lsn) == (ts, lsn) => before,
-            _ => {
-                self.rows.clear();
-                self.passed.covers(ts, lsn)
-            }
-        };
-        let before = first_before || self.rows.contains(&row);
-        self.rows.push(row);
-        self.newest = ts.map(|ts| (ts, lsn, first_before));
-        self.passed.raise(ts, lsn);
+    pub fn pass(&mut self, ts: Option<i64>, lsn: u64, row: u32) -> bool {
+        let Some(ts) = ts else { return false };
+        let place = Passed { ts, lsn };
+        if lsn == 0 || place < self.passed {
+            return self.passed.covers(Some(ts), lsn);
+        }
+        if place > self.passed {
+            self.passed = place;
+            let rows = self.rows.get_or_insert_default();
+            rows.clear();
+            rows.push(row);
+            return false;
+        }
+        let Some(rows) = &mut self.rows else { return true };
+        let before = rows.contains(&row);
+        if !before && rows.len() < ROWS {
+            rows.push(row);
+        }
         before
     }
 }
 
+fn bytes(place: Passed) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&place.ts.to_be_bytes());
+    bytes[8..].copy_from_slice(&place.lsn.to_be_bytes());
+    bytes
+}
+
 /// Tells a message's row from others of the same place: its key, and whether it goes.
-pub fn row(key: Option<&[u8]>, delete: bool) -> u64 {
-    xxh3_64(key.unwrap_or_default()).wrapping_add(u64::from(delete))
+pub fn row(key: Option<&[u8]>, delete: bool) -> u32 {
+    (xxh3_64(key.unwrap_or_default()) as u32).wrapping_add(u32::from(delete))
 }
 
 #[cfg(test)]
@@ -179,15 +203,44 @@ mod tests {
 
     #[test]
     fn rows_of_one_place_are_told_from_one_that_comes_again() {
-        let mut passage = Passage::from(Passed { ts: 100, lsn: 10 });
+        let mut passage = Passage::from(Passed { ts: 100, lsn: 10 }, None);
+        assert!(passage.pass(Some(100), 10, 7), "what came there is not known");
         assert!(!passage.pass(Some(200), 20, 1), "a first delivery");
         assert!(!passage.pass(Some(200), 20, 2), "another row of the same record of the log");
         assert!(passage.pass(Some(200), 20, 1), "the first comes again at once");
-        assert!(!passage.pass(Some(200), 20, 3), "a third one");
+        assert!(passage.pass(Some(150), 15, 1), "an older one comes again");
+        assert!(passage.pass(Some(200), 20, 2), "and so on from there");
+        assert!(!passage.pass(Some(200), 20, 3), "up to where it was before");
         assert!(!passage.pass(Some(300), 30, 1));
-        assert!(passage.pass(Some(200), 20, 1), "delivered again");
-        assert!(passage.pass(Some(200), 20, 2), "and its neighbour");
+        assert!(passage.pass(Some(200), 20, 4), "whatever was not seen of a place that was left");
         assert!(!passage.pass(None, 5, 1), "without a time nothing is known");
+    }
+
+    #[test]
+    fn a_restart_between_two_rows_of_one_place_forgets_neither() {
+        let mut passage = Passage::default();
+        assert!(!passage.pass(Some(200), 20, 1));
+        let kept = passage.rows().unwrap();
+        let mut anew = Passage::from(passage.passed(), Some(&kept));
+        assert_eq!(anew, passage);
+        assert!(anew.pass(Some(200), 20, 1));
+        assert!(!anew.pass(Some(200), 20, 2));
+        let mut elsewhere = Passage::from(Passed { ts: 200, lsn: 21 }, Some(&kept));
+        assert!(elsewhere.pass(Some(200), 21, 2), "rows of another place say nothing");
+        for damaged in [&kept[..10], &kept[..18], &[]] {
+            assert!(Passage::from(passage.passed(), Some(damaged)).pass(Some(200), 20, 2));
+        }
+        assert_eq!(Passage::from(Passed::default(), None).rows(), Some(vec![0; 16]), "nothing is all that was passed");
+    }
+
+    #[test]
+    fn rows_beyond_what_a_page_holds_are_first_deliveries() {
+        let mut passage = Passage::default();
+        for row in 0..ROWS as u32 + 5 {
+            assert!(!passage.pass(Some(1), 1, row));
+        }
+        assert_eq!(passage.rows().unwrap().len(), 16 + 4 * ROWS);
+        assert!(passage.pass(Some(1), 1, 5));
     }
 
     #[test]

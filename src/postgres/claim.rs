@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::client::{ConnectError, SinkSettings, describe};
 use super::wire::Moment;
 use crate::core::lineage::{Fingerprint, WrongLog, lineage};
-use crate::core::position::{Passed, PositionId};
+use crate::core::position::{Passage, Passed, PositionId};
 
 /// A partition to claim, with what the broker says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,8 +67,8 @@ pub struct Claim {
     pub inval_seq: i64,
     /// Oldest invalidation number that the log still has, if it has any.
     pub oldest_inval_seq: Option<i64>,
-    /// Greatest (source time, LSN) below `next`.
-    pub passed: Passed,
+    /// What was passed below `next`.
+    pub passage: Passage,
     /// All claims of this position, newest (ours) first.
     pub claims: Vec<ClaimRow>,
     /// Offsets that were gone before they could be read, recorded with this claim.
@@ -339,7 +339,7 @@ async fn try_claim(
         .query_typed(
             "UPDATE afterimage.position SET epoch = epoch + 1, halted_at = NULL, halt = NULL WHERE position_id = ANY($1) \
              RETURNING position_id, source_id, partition, epoch, next, inval_seq, source_at, source_lsn, \
-               (SELECT min(i.seq) FROM afterimage.invalidation i WHERE i.position_id = position.position_id)",
+               (SELECT min(i.seq) FROM afterimage.invalidation i WHERE i.position_id = position.position_id), passed_rows",
             &[(&ours, Type::INT4_ARRAY)],
         )
         .await?;
@@ -348,6 +348,7 @@ async fn try_claim(
     for row in &rows {
         let source_at: Option<Moment> = row.try_get(6)?;
         let source_lsn: Option<i64> = row.try_get(7)?;
+        let passed = Passed { ts: source_at.map_or(0, |at| at.0), lsn: source_lsn.unwrap_or(0) as u64 };
         let position_id: PositionId = row.try_get(0)?;
         claims.push(Claim {
             position_id,
@@ -358,7 +359,7 @@ async fn try_claim(
             next: row.try_get(4)?,
             inval_seq: row.try_get(5)?,
             oldest_inval_seq: row.try_get(8)?,
-            passed: Passed { ts: source_at.map_or(0, |at| at.0), lsn: source_lsn.unwrap_or(0) as u64 },
+            passage: Passage::from(passed, row.try_get(9)?),
             claims: Vec::new(),
             gap: gaps.iter().find(|gap| gap.0 == position_id).map(|gap| (gap.1, gap.2)),
         });

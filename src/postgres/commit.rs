@@ -508,7 +508,8 @@ pub(super) async fn advance(
     let mut ids = Vec::new();
     let (mut epochs, mut froms, mut tos, mut seqs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut last_offsets, mut last_tss, mut last_hashes) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut source_ats, mut source_lsns, mut counters) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut source_ats, mut source_lsns, mut passed_rows) = (Vec::new(), Vec::new(), Vec::new());
+    let mut counters = Vec::new();
     for advance in batches.iter().flat_map(|batch| &batch.advances) {
         ids.push(advance.position_id);
         epochs.push(advance.epoch);
@@ -518,9 +519,10 @@ pub(super) async fn advance(
         last_offsets.push(advance.last.map(|last| last.0));
         last_tss.push(advance.last.and_then(|last| Some(Moment(last.1?.saturating_mul(1000)))));
         last_hashes.push(advance.last.map(|last| last.2));
-        let passed = (advance.passed.ts != 0).then_some(advance.passed);
+        let passed = Some(advance.passage.passed()).filter(|passed| passed.ts != 0);
         source_ats.push(passed.map(|passed| Moment(passed.ts)));
         source_lsns.push(passed.map(|passed| passed.lsn as i64));
+        passed_rows.push(passed.and_then(|_| advance.passage.rows()));
         counters.extend_from_slice(&advance.counters.0);
     }
     // A donor that is ours but does not advance here must still be ours.
@@ -538,12 +540,13 @@ pub(super) async fn advance(
             last_hashes.push(None);
             source_ats.push(None);
             source_lsns.push(None);
+            passed_rows.push(None);
             counters.extend_from_slice(&[0; COUNTERS]);
         }
     }
     transaction
         .query_typed(
-            "SELECT afterimage.advance($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            "SELECT afterimage.advance($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
             &[
                 (&ids, Type::INT4_ARRAY),
                 (&epochs, Type::INT8_ARRAY),
@@ -555,6 +558,7 @@ pub(super) async fn advance(
                 (&last_hashes, Type::INT8_ARRAY),
                 (&source_ats, Type::TIMESTAMPTZ_ARRAY),
                 (&source_lsns, Type::INT8_ARRAY),
+                (&passed_rows, Type::BYTEA_ARRAY),
                 (&counters, Type::INT8_ARRAY),
             ],
         )

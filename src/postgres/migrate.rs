@@ -46,6 +46,7 @@ const MIGRATIONS: &[Migration] = migrations![
     11 "0011_anchors",
     12 "0012_operator",
     13 "0013_workers",
+    14 "0014_passage",
 ];
 
 /// The schema version that this binary works with: the number of its last migration.

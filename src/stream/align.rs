@@ -341,7 +341,7 @@ impl Group {
                 || self.parts.consumer.high_watermark(topic, task.partition).is_none_or(|end| end > task.next)
         });
         let reached =
-            behind.map(|task| if task.committed_passed.ts == 0 { Micros::MIN } else { task.committed_passed.ts });
+            behind.map(|task| task.committed_passage.passed().ts).map(|ts| if ts == 0 { Micros::MIN } else { ts });
         reached.min().unwrap_or(Micros::MAX)
     }
 }
@@ -552,7 +552,7 @@ mod tests {
     use std::sync::OnceLock;
 
     use super::*;
-    use crate::core::position::Passed;
+    use crate::core::position::Passage;
     use crate::postgres::claim::Claim;
 
     fn task(partition: i32) -> (i32, Task) {
@@ -565,7 +565,7 @@ mod tests {
             next: 0,
             inval_seq: 0,
             oldest_inval_seq: None,
-            passed: Passed::default(),
+            passage: Passage::default(),
             claims: Vec::new(),
             gap: None,
         };

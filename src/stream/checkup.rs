@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::dictionary::Dictionary;
 use super::images;
 use crate::core::judge::ObjectFacts;
-use crate::core::position::PositionId;
 use crate::core::overlay::Found;
+use crate::core::position::PositionId;
 use crate::core::record::Record;
 use crate::postgres::lookup::{self, LookupError};
 use crate::postgres::operator::Known;
@@ -95,8 +95,7 @@ impl Checkup {
             }
         };
         let identities: Vec<&str> = stored.iter().map(|(identity, _)| &**identity).collect();
-        let found: HashMap<Box<str>, Found> =
-            lookup::records(client, &facts, &identities).await?.into_iter().collect();
+        let found: HashMap<Box<str>, Found> = lookup::records(client, &facts, &identities).await?.into_iter().collect();
         let mut differences = Vec::new();
         for (identity, bytes) in stored {
             let what = match (images::decode(bytes, position), found.get(identity)) {

@@ -498,7 +498,7 @@ impl Group {
             if let Some(one) = arrived.iter().rev().find(last) {
                 let hash = message_hash(one.message.key(), one.message.payload());
                 let last = (one.message.offset, one.message.timestamp_ms, hash);
-                self.open.progress(task.position_id, last, task.passage.passed());
+                self.open.progress(task.position_id, last, &task.passage);
             }
         }
     }

@@ -160,7 +160,7 @@ impl Group {
                 continue;
             };
             task.next = advance.to;
-            task.committed_passed = advance.passed;
+            task.committed_passage.clone_from(&advance.passage);
             let of = TopicPartition::new(Arc::clone(&self.parts.topic), task.partition);
             if let Some((offset, timestamp_ms, hash)) = advance.last {
                 self.parts.logs.committed(&of, advance.epoch, Fingerprint { offset, timestamp_ms, hash });
@@ -204,7 +204,7 @@ impl Group {
             self.rewind("records of the open batch were taken over by another position");
         }
         count_versions(&self.parts.topic, &batch);
-        if let Some(at) = batch.advances.iter().map(|advance| advance.passed.ts).max().filter(|at| *at > 0) {
+        if let Some(at) = batch.advances.iter().map(|advance| advance.passage.passed().ts).max().filter(|at| *at > 0) {
             let seconds = (Self::now() - at).max(0) as f64 / 1e6;
             histogram!(names::EVENT_TO_COMMIT).record(seconds);
         }

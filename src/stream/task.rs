@@ -9,7 +9,7 @@ use super::chunk::Arrived;
 use super::merge::Lane;
 use crate::core::batch::Advance;
 use crate::core::breaker::Breaker;
-use crate::core::position::{Passage, Passed, PositionId};
+use crate::core::position::{Passage, PositionId};
 use crate::kafka::Progress;
 use crate::postgres::claim::Claim;
 use crate::postgres::commit::Held;
@@ -29,8 +29,8 @@ pub struct Task {
     pub next: i64,
     /// Invalidations known.
     pub inval_seq: i64,
-    /// Greatest (source time, LSN) below `next`.
-    pub committed_passed: Passed,
+    /// What was passed below `next`.
+    pub committed_passage: Passage,
     /// Next offset to take into a batch; runs ahead of `next`.
     pub read: i64,
     /// What was passed below `read`.
@@ -63,9 +63,9 @@ impl Task {
             token: claim.token,
             next: claim.next,
             inval_seq: claim.inval_seq,
-            committed_passed: claim.passed,
+            committed_passage: claim.passage.clone(),
             read: start.min(claim.next),
-            passage: Passage::from(claim.passed),
+            passage: claim.passage.clone(),
             catch_up_to: claim.next,
             lane: Lane::new(),
             delivered: false,
@@ -83,7 +83,7 @@ impl Task {
         if self.caught_up() {
             self.read = self.next;
         }
-        self.passage = Passage::from(self.committed_passed);
+        self.passage.clone_from(&self.committed_passage);
         self.lane.clear();
         self.silent_since = None;
         self.left_behind = false;
@@ -107,7 +107,7 @@ impl Task {
 
     /// Where a batch that starts with this task's next message begins.
     pub fn start(&self) -> Advance {
-        Advance { passed: self.passage.passed(), ..Advance::standing(self.position_id, self.epoch, self.read) }
+        Advance { passage: self.passage.clone(), ..Advance::standing(self.position_id, self.epoch, self.read) }
     }
 
     /// As the commit checks it.
@@ -143,7 +143,7 @@ mod tests {
             next,
             inval_seq: 0,
             oldest_inval_seq: None,
-            passed: Passed { ts: 100, lsn: 10 },
+            passage: Passage::default(),
             claims: Vec::new(),
             gap: None,
         };

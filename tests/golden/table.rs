@@ -32,6 +32,8 @@ pub enum Deed {
     Reload,
     /// The mapping is reloaded by TRUNCATE … RESTART IDENTITY; the rows come back in another order.
     Truncate(u8),
+    /// … or by TRUNCATE and one COPY, all of whose rows are one record of the log.
+    Copy(u8),
     /// A row gets another primary key.
     ChangeKey(u8),
     /// A snapshot shows a row.
@@ -245,7 +247,7 @@ impl Table {
                     self.show("c", id, false, false);
                 }
             }
-            Deed::Truncate(by) => {
+            Deed::Truncate(by) | Deed::Copy(by) => {
                 let mut rows: Vec<Row> = std::mem::take(&mut self.rows).into_values().collect();
                 rows.retain(|row| row.sfid.is_some());
                 self.waiting.clear();
@@ -254,9 +256,15 @@ impl Table {
                     let by = usize::from(by) % rows.len();
                     rows.rotate_left(by);
                 }
-                for row in rows {
+                for (n, row) in rows.into_iter().enumerate() {
                     let id = self.add(row);
-                    self.show("c", id, false, false);
+                    if n > 0 && matches!(deed, Deed::Copy(_)) {
+                        let (partition, after) = (self.partition(id), self.after(id, false));
+                        self.script.same_transaction(partition, "c", id, Json::Null, after);
+                        self.tell(id, false, false);
+                    } else {
+                        self.show("c", id, false, false);
+                    }
                 }
             }
             Deed::ChangeKey(record) => {

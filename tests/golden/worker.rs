@@ -13,7 +13,7 @@ use afterimage::core::event::{Class, Event, FieldNo, Micros, Op};
 use afterimage::core::front::Front;
 use afterimage::core::judge::{Arrival, Judge, Need, ObjectFacts};
 use afterimage::core::overlay::{KeySlot, Overlay};
-use afterimage::core::position::{Counter, Passage, Passed, PositionId, row};
+use afterimage::core::position::{Counter, Passage, PositionId, row};
 use afterimage::core::record::{Record, key_hash};
 use afterimage::core::value::{Kind, Value};
 
@@ -38,12 +38,12 @@ pub trait Sink {
 }
 
 /// Where a partition stands.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Standing {
     pub position_id: PositionId,
     pub epoch: i64,
     pub next: i64,
-    pub passed: Passed,
+    pub passage: Passage,
 }
 
 impl Sink for MemorySink {
@@ -71,7 +71,7 @@ impl Sink for MemorySink {
     fn standing(&mut self, source_id: i16, partition: i32, first: i64) -> Standing {
         let position_id = self.position(source_id, partition, first);
         let row = &self.positions[&position_id];
-        Standing { position_id, epoch: 1, next: row.next, passed: row.passed }
+        Standing { position_id, epoch: 1, next: row.next, passage: row.passage.clone() }
     }
 
     fn register(&mut self, object_id: i16, identity: &str, home: PositionId, row_key: &str) {
@@ -384,10 +384,9 @@ impl<'w, S: Sink> Worker<'w, S> {
 
     fn task(&mut self, message: &Message) {
         if !self.tasks.contains_key(&message.partition) {
-            let Standing { position_id, epoch, next, passed } =
+            let Standing { position_id, epoch, next, passage } =
                 self.sink.standing(self.source_id, message.partition, message.offset);
-            self.tasks
-                .insert(message.partition, Task { position_id, epoch, read: next, passage: Passage::from(passed) });
+            self.tasks.insert(message.partition, Task { position_id, epoch, read: next, passage });
         }
     }
 
@@ -501,7 +500,7 @@ impl<'w, S: Sink> Worker<'w, S> {
             return;
         }
         let Task { position_id, epoch, read, .. } = *task;
-        let start = Advance { passed: task.passage.passed(), ..Advance::standing(position_id, epoch, read) };
+        let start = Advance { passage: task.passage.clone(), ..Advance::standing(position_id, epoch, read) };
         if let Some((print, lsn)) = one.peek.may_repeat()
             && let Some(outcome) = self.front.repeat(position_id, print, lsn)
         {
@@ -553,7 +552,7 @@ impl<'w, S: Sink> Worker<'w, S> {
         self.outcomes.push((self.topic.name.clone(), partition, offset, outcome));
         let task = self.tasks.get_mut(&partition).expect("made with the message");
         task.read = offset + 1;
-        self.open.progress(position_id, (offset, Some(timestamp_ms), 0), task.passage.passed());
+        self.open.progress(position_id, (offset, Some(timestamp_ms), 0), &task.passage);
     }
 
     fn passive(&mut self, start: Advance, offset: i64, outcome: Counter) -> Counter {

@@ -23,6 +23,7 @@ pub fn deed(records: u8) -> impl Strategy<Value = Deed> {
         2 => (0..records).prop_map(Deed::Delete),
         1 => Just(Deed::Reload),
         1 => value().prop_map(Deed::Truncate),
+        1 => value().prop_map(Deed::Copy),
         4 => (0..records).prop_map(Deed::ChangeKey),
         1 => (0..1200u16).prop_map(Deed::Wait),
     ]

@@ -12,7 +12,7 @@ use afterimage::core::overlay::KeySlot;
 use afterimage::core::position::PositionId;
 use afterimage::core::record::Record;
 use afterimage::core::value::Kind;
-use afterimage::postgres::claim::{Claimant, Wanted, claim};
+use afterimage::postgres::claim::{Claim, Claimant, Wanted, claim};
 use afterimage::postgres::client::{SinkSettings, Tls};
 use afterimage::postgres::commit::{CommitError, Held, Invalidated, commit};
 use afterimage::postgres::registry::{self, Declared, SeenField};
@@ -116,7 +116,7 @@ impl Sink for Door {
     }
 
     fn standing(&mut self, _: i16, partition: i32, _: i64) -> Standing {
-        self.held[&partition].0
+        self.held[&partition].0.clone()
     }
 
     fn register(&mut self, object_id: i16, identity: &str, home: PositionId, row_key: &str) {
@@ -149,10 +149,10 @@ impl Shared for Door {
         let (claims, halted) = self.runtime.block_on(claim(&self.settings, &claimant, &wanted)).unwrap();
         assert!(halted.is_empty(), "{halted:?}");
         let claim = &claims[0];
-        let standing =
-            Standing { position_id: claim.position_id, epoch: claim.epoch, next: claim.next, passed: claim.passed };
+        let Claim { position_id, epoch, next, .. } = *claim;
+        let standing = Standing { position_id, epoch, next, passage: claim.passage.clone() };
         self.held.insert(partition, (standing, claim.inval_seq));
-        claim.position_id
+        position_id
     }
 
     fn held(&self) -> BTreeMap<i32, i64> {
@@ -213,7 +213,7 @@ impl Shared for Door {
                 for advance in &batch.advances {
                     let of = |(standing, _): &&mut (Standing, i64)| standing.position_id == advance.position_id;
                     let (standing, _) = self.held.values_mut().find(of).expect("a partition that is held");
-                    (standing.next, standing.passed) = (advance.to, advance.passed);
+                    (standing.next, standing.passage) = (advance.to, advance.passage.clone());
                 }
                 Outcome::Done(gone(committed.invalidated))
             }

@@ -29,7 +29,7 @@ struct Twin {
 }
 
 /// A partition as a worker holds it.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Held {
     standing: Standing,
     inval_seq: usize,
@@ -65,7 +65,7 @@ impl Sink for Door {
     }
 
     fn standing(&mut self, _: i16, partition: i32, _: i64) -> Standing {
-        self.held[&partition].standing
+        self.held[&partition].standing.clone()
     }
 
     fn register(&mut self, object_id: i16, identity: &str, home: PositionId, row_key: &str) {
@@ -88,9 +88,10 @@ impl Shared for Door {
         let epoch = twin.epochs.entry(standing.position_id).or_insert(0);
         *epoch += 1;
         let standing = Standing { epoch: *epoch, ..standing };
-        let inval_seq = twin.log.get(&standing.position_id).map_or(0, Vec::len);
+        let position_id = standing.position_id;
+        let inval_seq = twin.log.get(&position_id).map_or(0, Vec::len);
         self.held.insert(partition, Held { standing, inval_seq });
-        standing.position_id
+        position_id
     }
 
     fn held(&self) -> BTreeMap<i32, i64> {
@@ -145,7 +146,7 @@ impl Shared for Door {
                 held.inval_seq = twin.log.get(&id).map_or(0, Vec::len);
             }
             let row = &twin.sink.positions[&id];
-            held.standing = Standing { next: row.next, passed: row.passed, ..held.standing };
+            held.standing = Standing { next: row.next, passage: row.passage.clone(), ..held.standing };
         }
         match (judged, changed) {
             (true, _) => Outcome::Rewind(gone),

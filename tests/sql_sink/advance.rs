@@ -23,6 +23,7 @@ async fn advance(client: &impl GenericClient, steps: &[Step]) -> Result<(), Erro
                (select array_agg(x * 7) from unnest($4::bigint[]) x),
                (select array_agg(timestamptz '2026-01-01 00:00Z' + x * interval '1 s') from unnest($4::bigint[]) x),
                (select array_agg(x * 3) from unnest($4::bigint[]) x),
+               (select array_agg(int8send(x * 5)) from unnest($4::bigint[]) x),
                (select array_agg(100 * i + k order by i, k) from generate_series(0, $6::bigint - 1) i, generate_series(1, 19) k))",
             &[
                 &steps.iter().map(|s| s.position).collect::<Vec<_>>(),
@@ -120,7 +121,7 @@ async fn the_source_pair_never_falls_and_the_fingerprint_stays_without_a_record(
         let sql = format!(
             "select afterimage.advance('{{1}}', '{{1}}', '{{{from}}}', '{{{}}}', '{{3}}', array[{offset}]::bigint[],
                array[timestamptz '2026-01-01Z'], array[{offset}]::bigint[], array[{at}]::timestamptz[], array[{lsn}]::bigint[],
-               array_fill(0::bigint, array[19]))",
+               array[null]::bytea[], array_fill(0::bigint, array[19]))",
             from + 1
         );
         let client = &client;
@@ -147,6 +148,31 @@ async fn the_source_pair_never_falls_and_the_fingerprint_stays_without_a_record(
     assert_eq!(call(13, "null", "'2026-01-03Z'", "null").await, (Some(12), Some(12), Some(3), None));
     assert_eq!(call(14, "14", "'2026-01-03Z'", "1").await, (Some(14), Some(14), Some(3), Some(1)));
     assert_eq!(call(15, "15", "null", "99").await, (Some(15), Some(15), Some(3), Some(1)));
+}
+
+#[tokio::test]
+async fn rows_of_a_place_are_kept_until_others_come_and_an_older_release_leaves_them() {
+    let (_db, client) = Database::sink().await;
+    positions(&client, 1).await;
+    let call = |from: i64, rows: &str| {
+        let sql = format!(
+            "select afterimage.advance('{{1}}', '{{1}}', '{{{from}}}', '{{{}}}', '{{3}}', array[null]::bigint[],
+               array[null]::timestamptz[], array[null]::bigint[], array[null]::timestamptz[], array[null]::bigint[],
+               {rows} array_fill(0::bigint, array[19]))",
+            from + 1
+        );
+        let client = &client;
+        async move {
+            client.batch_execute(&sql).await.unwrap();
+            let row = client.query_one("select passed_rows from afterimage.position", &[]).await.unwrap();
+            row.get::<_, Option<Vec<u8>>>(0)
+        }
+    };
+    assert_eq!(call(10, "array[null]::bytea[],").await, None);
+    assert_eq!(call(11, r"array['\x0102']::bytea[],").await, Some(vec![1, 2]));
+    assert_eq!(call(12, "array[null]::bytea[],").await, Some(vec![1, 2]));
+    assert_eq!(call(13, "").await, Some(vec![1, 2]), "with the arguments of an older release");
+    assert_eq!(call(14, r"array['\x03']::bytea[],").await, Some(vec![3]));
 }
 
 /// Two committers with the same positions in opposite orders meet at the middle one, which is held until both

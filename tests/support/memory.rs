@@ -14,7 +14,7 @@ use afterimage::core::image::Image;
 use afterimage::core::judge::splice::{Kept, KeptEvent, Splice, StoredVersion, Unplaceable, splice};
 use afterimage::core::judge::{FieldFact, ObjectFacts};
 use afterimage::core::overlay::{KeySlot, OldKey, PendingRow};
-use afterimage::core::position::{Counter, Counters, Passed, PositionId};
+use afterimage::core::position::{Counter, Counters, Passage, PositionId};
 use afterimage::core::record::{CHAIN, Floor, HeadId, Record, Version};
 use afterimage::core::value::{Kind, Value, ValueRef};
 
@@ -45,7 +45,7 @@ pub struct PositionRow {
     pub partition: i32,
     pub first_next: i64,
     pub next: i64,
-    pub passed: Passed,
+    pub passage: Passage,
     pub counters: Counters,
 }
 
@@ -184,7 +184,7 @@ impl MemorySink {
             partition,
             first_next: earliest,
             next: earliest,
-            passed: Passed::default(),
+            passage: Passage::default(),
             counters: Counters::default(),
         };
         self.positions.insert(id, row);
@@ -481,7 +481,10 @@ impl MemorySink {
         let row = self.positions.get_mut(&advance.position_id).expect("a known position");
         assert_eq!(advance.from, row.next, "position {} is not where the batch was built on", advance.position_id);
         row.next = advance.to;
-        row.passed = row.passed.max(advance.passed);
+        if advance.passage.passed() >= row.passage.passed() {
+            // As it is read back.
+            row.passage = Passage::from(advance.passage.passed(), advance.passage.rows().as_deref());
+        }
         for (sum, n) in row.counters.0.iter_mut().zip(advance.counters.0) {
             *sum += n;
         }

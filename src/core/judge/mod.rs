@@ -222,7 +222,7 @@ impl Judge<'_> {
             self.need_record(owner)?;
         }
         let mut decision = self.verdict(arrival, identity)?;
-        if !key_current && !first_sight && arrival.passed && !self.completes_key_change(identity, event) {
+        if !key_current && !first_sight && arrival.passed {
             // Re-keying needs a first delivery: an old event delivered again would take its key back, and
             // the delete of the key's new owner would be lost.
             if matches!(decision, Verdict::Judge | Verdict::JudgeReplaced) {
@@ -285,18 +285,6 @@ impl Judge<'_> {
         {
             self.front.remember(arrival.position_id, print, arrival.event.lsn);
         }
-    }
-
-    /// The insert half of a primary-key change whose delete half was just judged: same LSN, same partition,
-    /// so "passed before" by time and LSN alone, yet a first delivery.
-    fn completes_key_change(&self, identity: &str, event: &Event) -> bool {
-        event.op == Op::Create
-            && self.overlay.record(identity).is_some_and(|slot| {
-                slot.record
-                    .head
-                    .as_ref()
-                    .is_some_and(|head| head.op == VersionOp::Delete && event.lsn != 0 && head.lsn == event.lsn)
-            })
     }
 
     fn take_pending(&mut self, arrival: &Arrival<'_>, op: Op) -> Vec<PendingRow> {
