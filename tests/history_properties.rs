@@ -40,7 +40,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         1 => Just(Deed::Reload),
         1 => some().prop_map(Deed::Truncate),
         1 => some().prop_map(Deed::Copy),
-        1 => (0..RECORDS).prop_map(Deed::ChangeKey),
+        1 => (0..RECORDS, any::<bool>()).prop_map(|(record, long)| Deed::ChangeKey(record, long)),
         1 => (0..RECORDS).prop_map(Deed::Read),
         1 => (0..2000u16).prop_map(Deed::Wait),
     ]

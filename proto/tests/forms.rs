@@ -84,11 +84,12 @@ prop_compose! {
         image in image(),
         (status_hash, system_hash) in any::<(u32, u32)>(),
         deleted_key in option::of(".*"),
+        unshown in prop::collection::vec(any::<u8>(), 0..8),
     ) -> v1::Record {
         let floor = floor.map(|(lsn, ts)| v1::Floor { lsn, ts });
         v1::Record {
             format: RECORD_FORMAT, rid, row_key, floor, head, prev, stamp, modified_by, fields: Vec::new(), status_hash, system_hash,
-            deleted_key, image,
+            deleted_key, image, unshown,
         }
     }
 }
@@ -271,6 +272,7 @@ fn form_1_keeps_its_bytes() {
         system_hash: 0,
         deleted_key: Some("9".into()),
         image: Vec::new(),
+        unshown: Vec::new(),
     };
     let version_tail = [0x18, 3, 0x20, 0, 0x28, 1, 0x30, 1, 0x38, 7, 0x40, 8, 0x48, 18];
     let record_bytes = [

@@ -10,6 +10,7 @@ use super::overlay::{OldKey, Overlay, PendingRow, Seen};
 use super::position::{Counter, Counters, Passage, PositionId};
 use super::record::{Floor, Record};
 use super::touched::Touched;
+use super::unshown::Unshown;
 
 /// Progress of one position: `[from, to)` and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +87,8 @@ pub struct RegistryChange {
     pub row_key: Option<Box<str>>,
     /// New floor.
     pub floor: Floor,
+    /// What rests on rows that left no version.
+    pub unshown: Unshown,
     /// The record is taken over from another home: what was seen there, to be checked.
     pub taken_from: Option<Seen>,
 }
@@ -501,7 +504,10 @@ impl OpenBatch {
             let stored = std::mem::replace(&mut slot.stored, true);
             let new_key = !stored || left.is_some() || seen.row_key != record.row_key;
             if let Some(home) = record.home
-                && (seen.home != record.home || seen.row_key != record.row_key || seen.floor != record.floor)
+                && (seen.home != record.home
+                    || seen.row_key != record.row_key
+                    || seen.floor != record.floor
+                    || seen.unshown != record.unshown)
             {
                 sealed.registry.push(RegistryChange {
                     rid: record.rid,
@@ -509,6 +515,7 @@ impl OpenBatch {
                     home,
                     row_key: record.row_key.clone(),
                     floor: record.floor,
+                    unshown: record.unshown.clone(),
                     taken_from: (seen.home != record.home).then_some(seen),
                 });
             }

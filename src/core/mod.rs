@@ -2,7 +2,7 @@
 //!
 //! In dataflow order: [`ids`] and [`value`] are the vocabulary, [`decode`] turns a Kafka message into an
 //! [`event::Event`], [`record`] is what is known of one Salesforce record, [`order`] says whether an event
-//! comes in turn, [`judge`] what it changes (and [`front`] when there is nothing to judge), [`overlay`] and [`batch`] hold what one commit writes,
+//! comes in turn, [`judge`] what it changes ([`front`] when there is nothing to judge, [`unshown`] what must be kept although nothing changed), [`overlay`] and [`batch`] hold what one commit writes,
 //! [`format`] is the stored form, [`recovery`] decides what a local store is still worth. What halts a partition: [`lineage`],
 //! [`breaker`]; what a person may do about it: [`intervention`].
 
@@ -26,4 +26,5 @@ pub mod position;
 pub mod record;
 pub mod recovery;
 pub mod touched;
+pub mod unshown;
 pub mod value;

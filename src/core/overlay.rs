@@ -14,6 +14,7 @@ use foldhash::fast::RandomState;
 use super::event::{FieldNo, Lsn, Micros};
 use super::position::PositionId;
 use super::record::{Floor, HeadId, Record};
+use super::unshown::Unshown;
 use super::value::Value;
 
 /// A record's registry row as Postgres has it, or will have it once every sealed batch is committed.
@@ -25,6 +26,8 @@ pub struct Seen {
     pub row_key: Option<Box<str>>,
     /// Floor.
     pub floor: Floor,
+    /// What rests on rows that left no version.
+    pub unshown: Unshown,
     /// Newest version.
     pub head: Option<HeadId>,
     /// Number of its home's last invalidation when it was looked up; `None` = this worker knows of them by itself.
@@ -35,7 +38,8 @@ impl Seen {
     /// As the record stands.
     pub fn of(record: &Record) -> Self {
         let (row_key, head) = (record.row_key.clone(), record.head_id());
-        Seen { home: record.home, row_key, floor: record.floor, head, inval_seq: None }
+        let unshown = record.unshown.clone();
+        Seen { home: record.home, row_key, floor: record.floor, unshown, head, inval_seq: None }
     }
 }
 

@@ -9,6 +9,7 @@ use super::event::{Lsn, Micros};
 use super::format::VersionOp;
 use super::image::Image;
 use super::position::PositionId;
+use super::unshown::Unshown;
 
 /// One stored version of a record, without its fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +110,8 @@ pub struct Record {
     pub deleted_key: Option<Box<str>>,
     /// Order bound.
     pub floor: Floor,
+    /// What rests on rows that left no version.
+    pub unshown: Unshown,
     /// Newest version; `None` = registered, nothing stored yet.
     pub head: Option<Version>,
     /// The version before a delete, wanted back when that delete is cancelled.
@@ -134,6 +137,7 @@ impl Record {
             row_key,
             deleted_key: None,
             floor: Floor::default(),
+            unshown: Unshown::default(),
             head: None,
             before_delete: None,
             stamp: None,

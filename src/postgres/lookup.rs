@@ -12,6 +12,7 @@ use crate::core::format;
 use crate::core::judge::ObjectFacts;
 use crate::core::overlay::{Found, KeySlot, OldKey, PendingRow};
 use crate::core::record::{CHAIN, Floor, Record};
+use crate::core::unshown::Unshown;
 
 /// What Postgres holds cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +42,7 @@ SET LOCAL enable_mergejoin = off";
 
 // Without ORDER BY in the aggregates, which would set up two sorts for each record: `record` sorts.
 const RECORDS: &str = "
-SELECT r.sfid, r.rid, r.home, r.row_key, r.floor_lsn, r.floor_ts, k.kf, k.at, k.d, c.ats, c.ds, o.row_key, h.inval_seq
+SELECT r.sfid, r.rid, r.home, r.row_key, r.floor_lsn, r.floor_ts, k.kf, k.at, k.d, c.ats, c.ds, o.row_key, h.inval_seq, r.unshown
 FROM unnest($2::text[]) AS wanted(sfid)
 CROSS JOIN LATERAL (SELECT * FROM afterimage.record WHERE object_id = $1 AND sfid = wanted.sfid OFFSET 0) r
 LEFT JOIN LATERAL (
@@ -150,6 +151,7 @@ fn found(object: &ObjectFacts, row: &Row) -> Result<(Box<str>, Found), LookupErr
         keyframe,
         chain: ats.unwrap_or_default().into_iter().zip(ds.unwrap_or_default()).collect(),
         old_key: row.try_get(11)?,
+        unshown: row.try_get(13)?,
     };
     Ok((identity.into(), Found { record: stored.fold(object)?, inval_seq: row.try_get(12)? }))
 }
@@ -167,6 +169,7 @@ pub(super) struct Stored<'a> {
     pub chain: Vec<(Moment, &'a [u8])>,
     /// The key it held last, of a record that holds none.
     pub old_key: Option<&'a [u8]>,
+    pub unshown: Option<&'a [u8]>,
 }
 
 impl Stored<'_> {
@@ -177,6 +180,7 @@ impl Stored<'_> {
         let mut record = Record::registered(rid, self.home, key_text(rid, self.row_key)?);
         record.deleted_key = key_text(rid, self.old_key)?;
         record.floor = Floor { lsn: self.floor_lsn as u64, ts: self.floor_ts.map(|at| at.0) };
+        record.unshown = Unshown::from_bytes(self.unshown);
         let Some((kf, at, d)) = self.keyframe else { return Ok(record) };
         let shown = if kf == 0 { 0 } else { kf as u32 * CHAIN - 1 };
         fold::step(object, &mut record, shown, at.0, d).map_err(|error| unreadable(error.to_string()))?;

@@ -47,6 +47,7 @@ const MIGRATIONS: &[Migration] = migrations![
     12 "0012_operator",
     13 "0013_workers",
     14 "0014_passage",
+    15 "0015_unshown",
 ];
 
 /// The schema version that this binary works with: the number of its last migration.

@@ -27,7 +27,7 @@ const PLACES: &str = "SELECT position_id, epoch, next FROM afterimage.position W
 /// In the order of the primary key; the sum keeps the planner from the object's other indexes, which would sort all of its
 /// records for each block.
 const RECORDS: &str = "
-SELECT rid, sfid, home, row_key, floor_lsn, floor_ts FROM afterimage.record
+SELECT rid, sfid, home, row_key, floor_lsn, floor_ts, unshown FROM afterimage.record
 WHERE object_id + 0 = $1 AND home = ANY ($2::int[]) AND rid > $3 AND rid <= $4 ORDER BY rid LIMIT $5";
 
 const KEYFRAMES: &str = "
@@ -226,6 +226,7 @@ impl Block {
                 keyframe,
                 chain: chain.map(|(_, _, at, d)| (*at, *d)).collect(),
                 old_key: old_keys.get(&rid).copied(),
+                unshown: row.try_get(6)?,
             };
             Ok((identity.into(), stored.fold(object)?))
         });

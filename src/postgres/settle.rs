@@ -101,6 +101,7 @@ async fn registry(transaction: &Transaction<'_>, changes: &[RegistryChange]) -> 
     let keys: Vec<Option<&[u8]>> = changes.iter().map(|change| change.row_key.as_deref().map(str::as_bytes)).collect();
     let lsns: Vec<i64> = changes.iter().map(|change| change.floor.lsn as i64).collect();
     let tss: Vec<Option<Moment>> = changes.iter().map(|change| change.floor.ts.map(Moment)).collect();
+    let unshown: Vec<Option<Vec<u8>>> = changes.iter().map(|change| change.unshown.to_bytes()).collect();
     transaction
         .query_typed(
             "SELECT 1 FROM afterimage.record WHERE rid = ANY($1) ORDER BY rid FOR NO KEY UPDATE",
@@ -109,14 +110,17 @@ async fn registry(transaction: &Transaction<'_>, changes: &[RegistryChange]) -> 
         .await?;
     transaction
         .execute_typed(
-            "UPDATE afterimage.record r SET row_key = c.row_key, floor_lsn = c.floor_lsn, floor_ts = c.floor_ts \
-             FROM unnest($1::int[], $2::bytea[], $3::bigint[], $4::timestamptz[]) AS c(rid, row_key, floor_lsn, floor_ts) \
+            "UPDATE afterimage.record r \
+             SET row_key = c.row_key, floor_lsn = c.floor_lsn, floor_ts = c.floor_ts, unshown = c.unshown \
+             FROM unnest($1::int[], $2::bytea[], $3::bigint[], $4::timestamptz[], $5::bytea[]) \
+               AS c(rid, row_key, floor_lsn, floor_ts, unshown) \
              WHERE r.rid = c.rid",
             &[
                 (&rids, Type::INT4_ARRAY),
                 (&keys, Type::BYTEA_ARRAY),
                 (&lsns, Type::INT8_ARRAY),
                 (&tss, Type::TIMESTAMPTZ_ARRAY),
+                (&unshown, Type::BYTEA_ARRAY),
             ],
         )
         .await?;

@@ -19,6 +19,7 @@ use crate::core::judge::ObjectFacts;
 use crate::core::judge::splice::{Kept, KeptEvent, Splice, StoredVersion, splice};
 use crate::core::position::{Counter, PositionId};
 use crate::core::record::{CHAIN, Floor, Record};
+use crate::core::unshown::Unshown;
 
 /// Records of one transaction: the positions are locked meanwhile.
 const MOST_RECORDS: i64 = 200;
@@ -250,7 +251,7 @@ async fn read(
     let mut found: BTreeMap<i32, Found> = BTreeMap::new();
     let records = transaction
         .query_typed(
-            "SELECT rid, home, sfid, floor_lsn, floor_ts FROM afterimage.record \
+            "SELECT rid, home, sfid, floor_lsn, floor_ts, unshown FROM afterimage.record \
              WHERE rid = ANY($1) AND home = ANY($2) ORDER BY rid FOR NO KEY UPDATE",
             &[(&rids, Type::INT4_ARRAY), (&homes, Type::INT4_ARRAY)],
         )
@@ -261,6 +262,7 @@ async fn read(
         let ts: Option<Moment> = row.try_get(4)?;
         let mut record = Record::registered(rid, Some(home), None);
         record.floor = Floor { lsn: row.try_get::<_, i64>(3)? as u64, ts: ts.map(|at| at.0) };
+        record.unshown = Unshown::from_bytes(row.try_get(5)?);
         found.insert(rid, Found { record, home, sfid: sfid.into(), versions: Vec::new(), events: Vec::new() });
     }
     let rids: Vec<i32> = found.keys().copied().collect();
@@ -369,9 +371,14 @@ async fn write(transaction: &Transaction<'_>, object_id: i16, rid: i32, splice: 
     let (lsn, ts) = (splice.floor.lsn as i64, splice.floor.ts.map(Moment));
     transaction
         .execute_typed(
-            "UPDATE afterimage.record SET floor_lsn = $2, floor_ts = $3 \
-             WHERE rid = $1 AND (floor_lsn, floor_ts) IS DISTINCT FROM ($2, $3)",
-            &[(&rid, Type::INT4), (&lsn, Type::INT8), (&ts, Type::TIMESTAMPTZ)],
+            "UPDATE afterimage.record SET floor_lsn = $2, floor_ts = $3, unshown = $4 \
+             WHERE rid = $1 AND (floor_lsn, floor_ts, unshown) IS DISTINCT FROM ($2, $3, $4)",
+            &[
+                (&rid, Type::INT4),
+                (&lsn, Type::INT8),
+                (&ts, Type::TIMESTAMPTZ),
+                (&splice.unshown.to_bytes(), Type::BYTEA),
+            ],
         )
         .await?;
     let placed: Vec<_> = splice

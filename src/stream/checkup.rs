@@ -120,6 +120,8 @@ fn difference(stored: &Record, record: &Record) -> Option<&'static str> {
         Some("its key")
     } else if stored.floor != record.floor {
         Some("its floor")
+    } else if stored.unshown != record.unshown {
+        Some("what no row has shown since its last move")
     } else if place(stored) != place(record) {
         Some("its newest version")
     } else if !stored.image.fields().eq(record.image.fields()) {

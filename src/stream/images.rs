@@ -13,6 +13,7 @@ use crate::core::format::VersionOp;
 use crate::core::image::{Form, Image};
 use crate::core::position::PositionId;
 use crate::core::record::{Floor, Record, Version, key_hash};
+use crate::core::unshown::Unshown;
 use crate::core::value::ValueRef;
 use crate::postgres::commit::Invalidated;
 use crate::telemetry::names;
@@ -270,6 +271,7 @@ pub fn encode(record: &Record) -> Vec<u8> {
         image,
         status_hash: record.status_hash,
         system_hash: record.system_hash,
+        unshown: record.unshown.to_bytes().unwrap_or_default(),
     };
     encode_record(&mut stored)
 }
@@ -294,6 +296,7 @@ pub fn decode(bytes: &[u8], home: PositionId) -> Option<Record> {
         row_key: stored.row_key.map(Into::into),
         deleted_key: stored.deleted_key.map(Into::into),
         floor: Floor { lsn: floor.lsn, ts: floor.ts },
+        unshown: Unshown::from_bytes(Some(&stored.unshown)),
         head: stored.head.map(version_in).map_or(Some(None), |version| version.map(Some))?,
         before_delete: stored.prev.map(version_in).map_or(Some(None), |version| version.map(Some))?,
         stamp: stored.stamp,

@@ -33,6 +33,11 @@ fn first_partition_1(mut script: Script, late: usize) -> Script {
 
 /// A record that is edited twice under its first id, and comes back under another one as `returned`.
 fn moved(rows: [Json; 3], returned: Json) -> Script {
+    moved_and_updated(rows, returned, &[])
+}
+
+/// And is shown like this there.
+fn moved_and_updated(rows: [Json; 3], returned: Json, there: &[Json]) -> Script {
     let mut script = Script::new();
     let [first, edited, again] = rows;
     script.insert(0, 1, first);
@@ -40,6 +45,7 @@ fn moved(rows: [Json; 3], returned: Json) -> Script {
     script.update(0, 1, again);
     script.delete(0, 1);
     script.insert(1, 2, returned);
+    there.iter().for_each(|row| script.update(1, 2, row.clone()));
     first_partition_1(script, 1)
 }
 
@@ -70,6 +76,27 @@ fn a_long_text_that_the_move_did_not_show_is_that_of_the_late_event() {
     let with = |text: &str| json!({"sfid": X, "name": "A", "notes__c": text});
     let script = moved([with("e"), with("f"), with("g")], with(crate::script::UNTOUCHED));
     assert_story(&script, &["create name=A notes__c=e", "update notes__c=f", "update notes__c=g"]);
+}
+
+#[test]
+fn a_long_text_that_was_set_back_is_not_that_of_the_late_event() {
+    let with = |text: &str| json!({"sfid": X, "name": "A", "notes__c": text});
+    let untouched = || with(crate::script::UNTOUCHED);
+    // Three rows that change nothing of what is known when they are read; the second one shows the text first.
+    let there = [untouched(), with("e"), with("e")];
+    let script = moved_and_updated([with("e"), with("f"), with("g")], untouched(), &there);
+    let story = ["create name=A notes__c=e", "update notes__c=f", "update notes__c=g", "update notes__c=e"];
+    assert_story(&script, &story);
+    assert_eq!(placed(&script, |_| {}).0.sink.anchors.len(), 2, "the insert, and that row");
+}
+
+#[test]
+fn a_field_that_was_emptied_when_it_was_mapped_again_does_not_keep_a_late_value() {
+    let with = |extra: Option<&str>| json!({"sfid": X, "name": "A", "extra__c": extra});
+    let there = [with(None), row("A"), with(None), with(None)];
+    let script = moved_and_updated([row("A"), with(Some("f")), with(Some("g"))], row("A"), &there);
+    assert_story(&script, &["create name=A", "backfill extra__c=f", "update extra__c=g", "update extra__c=∅"]);
+    assert_eq!(placed(&script, |_| {}).0.sink.anchors.len(), 2, "the insert, and the first of those rows");
 }
 
 #[test]

@@ -34,11 +34,11 @@ pub enum Deed {
     Truncate(u8),
     /// … or by TRUNCATE and one COPY, all of whose rows are one record of the log.
     Copy(u8),
-    /// A row gets another primary key.
-    ChangeKey(u8),
+    /// A row gets another primary key; its long text is shown or not.
+    ChangeKey(u8, bool),
     /// A snapshot shows a row.
     Read(u8),
-    /// Connect's mapping gains the field `extra__c`, or loses it for good: from here on events have it, or have it no more.
+    /// Connect's mapping gains the field `extra__c`, or loses it: from here on events have it, or have it no more.
     Mapping,
     /// That field is edited, where there is one; some values are null.
     EditExtra(u8, u8),
@@ -69,8 +69,8 @@ pub struct Table {
     next_id: i64,
     partitions: i64,
     named: u8,
-    /// How often the mapping changed.
-    mappings: u8,
+    /// The mapping has `extra__c`.
+    mapped: bool,
     pub told: BTreeMap<String, Told>,
     /// Versions that a row without an id will have had.
     pub waiting: BTreeMap<i64, usize>,
@@ -93,7 +93,7 @@ impl Table {
         };
         let rows = BTreeMap::from([(1, row(0)), (2, row(1))]);
         let (told, waiting) = (BTreeMap::new(), BTreeMap::new());
-        Table { rows, next_id: 3, partitions, named: records, mappings: 0, told, waiting, script }
+        Table { rows, next_id: 3, partitions, named: records, mapped: false, told, waiting, script }
     }
 
     pub fn after_deeds(records: u8, partitions: i64, deeds: &[Deed]) -> Self {
@@ -113,16 +113,12 @@ impl Table {
         (id * 7 % self.partitions) as i32
     }
 
-    fn is_mapped(&self) -> bool {
-        self.mappings == 1
-    }
-
     fn after(&self, id: i64, untouched: bool) -> Json {
         let row = &self.rows[&id];
         let notes = if untouched { UNTOUCHED } else { &row.notes };
         let mut after =
             json!({"id": id, "sfid": row.sfid, "name": row.name, "notes__c": notes, "systemmodstamp": row.stamp});
-        if self.is_mapped() {
+        if self.mapped {
             after["extra__c"] = json!(row.extra);
         }
         after
@@ -267,18 +263,18 @@ impl Table {
                     }
                 }
             }
-            Deed::ChangeKey(record) => {
+            Deed::ChangeKey(record, long) => {
                 let Some(id) = self.id_of(record) else { return };
                 let row = self.remove(id);
                 let id = 1_000 + self.script.lsn as i64;
                 self.rows.insert(id, row);
-                let (partition, after) = (self.partition(id), self.after(id, false));
+                let (partition, after) = (self.partition(id), self.after(id, !long));
                 self.script.same_transaction(partition, "c", id, Json::Null, after);
-                self.tell(id, false, false);
+                self.tell(id, !long, false);
             }
-            Deed::Mapping => self.mappings = (self.mappings + 1).min(2),
+            Deed::Mapping => self.mapped = !self.mapped,
             Deed::EditExtra(record, value) => {
-                let Some(id) = self.id_of(record).filter(|_| self.is_mapped()) else { return };
+                let Some(id) = self.id_of(record).filter(|_| self.mapped) else { return };
                 let row = self.rows.get_mut(&id).expect("found above");
                 let before = row.extra.clone();
                 (row.extra, row.stamp) = ((value % 3 > 0).then(|| format!("e{}", value % 3)), Some(now));

@@ -16,6 +16,7 @@ use afterimage::core::judge::{FieldFact, ObjectFacts};
 use afterimage::core::overlay::{KeySlot, OldKey, PendingRow};
 use afterimage::core::position::{Counter, Counters, Passage, PositionId};
 use afterimage::core::record::{CHAIN, Floor, HeadId, Record, Version};
+use afterimage::core::unshown::Unshown;
 use afterimage::core::value::{Kind, Value, ValueRef};
 
 /// A field of an object's dictionary.
@@ -36,6 +37,7 @@ pub struct RecordRow {
     pub home: Option<PositionId>,
     pub row_key: Option<Box<str>>,
     pub floor: Floor,
+    pub unshown: Unshown,
 }
 
 /// A row of `position`.
@@ -227,6 +229,7 @@ impl MemorySink {
             home: Some(home),
             row_key: Some(row_key.into()),
             floor: Floor::default(),
+            unshown: Unshown::default(),
         };
         self.records.insert(rid, row);
     }
@@ -243,6 +246,7 @@ impl MemorySink {
         let row = &self.records[&rid];
         let mut record = Record::registered(rid, row.home, row.row_key.clone());
         record.floor = row.floor;
+        record.unshown = row.unshown.clone();
         if row.row_key.is_none() {
             let held = self.old_keys.iter().filter(|((object, _), old)| *object == object_id && old.0 == rid);
             record.deleted_key = held.max_by_key(|(_, old)| (old.2, old.1)).map(|((_, key), _)| key.clone());
@@ -347,6 +351,7 @@ impl MemorySink {
             let row = self.records.get_mut(&change.rid).expect("a registered record");
             row.row_key = change.row_key.clone();
             row.floor = change.floor;
+            row.unshown = Unshown::from_bytes(change.unshown.to_bytes().as_deref());
         }
         for change in &batch.keys {
             let key = (batch.object_id, change.key.clone());
@@ -379,6 +384,7 @@ impl MemorySink {
             let row = self.records[&rid].clone();
             let mut record = Record::registered(rid, row.home, row.row_key.clone());
             record.floor = row.floor;
+            record.unshown = row.unshown.clone();
             let versions = self.stored_versions(rid);
             let of_anchors = self.anchors.values().map(|anchor| (anchor, Kept::Anchor));
             let of_late = (self.late.values())
@@ -431,7 +437,8 @@ impl MemorySink {
         if let Some(anchor) = &splice.anchor {
             self.anchors.entry((anchor.position_id, anchor.offset, rid)).or_insert(anchor.clone());
         }
-        self.records.get_mut(&rid).expect("a registered record").floor = splice.floor;
+        let row = self.records.get_mut(&rid).expect("a registered record");
+        (row.floor, row.unshown) = (splice.floor, splice.unshown.clone());
         for (position, offset, version) in &splice.placed {
             self.late.get_mut(&(*position, *offset, rid)).expect("a late event").outcome = Some(*version);
         }

@@ -17,6 +17,8 @@ pub(super) struct Difference {
     backfill: Vec<(FieldNo, Value)>,
     /// Unknown texts that came to light.
     learned: Vec<(FieldNo, Value)>,
+    /// Empty fields that the image lacks, shown so for the first time. They change nothing.
+    empty: Vec<FieldNo>,
 }
 
 impl Difference {
@@ -30,6 +32,11 @@ impl Judge<'_> {
         let difference = self.difference(arrival, identity);
         if self.record(identity).is_deleted() {
             return self.content_of_deleted(arrival, identity, difference);
+        }
+        if let Some(unshown) = self.record(identity).unshown.seen(&arrival.fields, &difference.empty) {
+            self.record_mut(identity).unshown = unshown;
+            self.changed(identity);
+            self.anchor(arrival, identity);
         }
         if difference.is_empty() {
             let reason = self.noop_reason(arrival, identity);
@@ -45,7 +52,7 @@ impl Judge<'_> {
     /// A backfill stands before an edit of the same event; what came to light stands with the edit, or with
     /// the backfill if there is no edit.
     pub(super) fn write_difference(&mut self, arrival: &Arrival<'_>, identity: &str, difference: Difference) {
-        let Difference { mut update, mut backfill, learned } = difference;
+        let Difference { mut update, mut backfill, learned, .. } = difference;
         if update.is_empty() { &mut backfill } else { &mut update }.extend(learned);
         for (op, mut fields) in [(VersionOp::Backfill, backfill), (VersionOp::Update, update)] {
             if !fields.is_empty() {
@@ -68,7 +75,7 @@ impl Judge<'_> {
             }
             self.write_difference(arrival, identity, difference);
         } else {
-            let Difference { mut update, backfill, learned } = difference;
+            let Difference { mut update, backfill, learned, .. } = difference;
             update.extend(backfill);
             update.extend(learned);
             update.sort_by_key(|(no, _)| *no);
@@ -122,7 +129,13 @@ impl Judge<'_> {
         let mut difference = Difference::default();
         for (no, new) in &arrival.fields {
             let kind = match (record.image.get(*no), new.view()) {
-                (_, ValueRef::Unknown) | (None, ValueRef::Null) => continue,
+                (_, ValueRef::Unknown) => continue,
+                (None, ValueRef::Null) => {
+                    if !record.unshown.knows_empty(*no) {
+                        difference.empty.push(*no);
+                    }
+                    continue;
+                }
                 (None, _) if self.is_backfill(arrival, *no) => &mut difference.backfill,
                 (None, _) => &mut difference.update,
                 (Some(ValueRef::Unknown), _) if deleted || arrival.event.op != Op::Update => &mut difference.learned,

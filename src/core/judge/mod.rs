@@ -25,6 +25,7 @@ use crate::core::order::{Last, Place, Verdict, verdict};
 use crate::core::overlay::{Overlay, PendingRow};
 use crate::core::position::{Counter, PositionId};
 use crate::core::record::{Record, key_hash};
+use crate::core::unshown::Unshown;
 use crate::core::value::{Kind, Value, ValueRef};
 
 /// Source times before this are not believed (2000-01-01).
@@ -260,6 +261,8 @@ impl Judge<'_> {
             self.take_home(arrival, identity);
             self.changed(identity);
             if !first_sight {
+                let unshown = Unshown::after(&self.record(identity).image, &arrival.fields);
+                self.record_mut(identity).unshown = unshown;
                 self.anchor(arrival, identity);
             }
         }

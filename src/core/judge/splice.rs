@@ -22,6 +22,7 @@ use crate::core::front::Front;
 use crate::core::overlay::Overlay;
 use crate::core::position::PositionId;
 use crate::core::record::{CHAIN, Floor, Record, Version};
+use crate::core::unshown::Unshown;
 use crate::core::value::calendar::{Parsed, parse};
 use crate::core::value::{Value, ValueRef};
 
@@ -70,6 +71,8 @@ pub struct Splice {
     pub lookups: Vec<LookupValue>,
     /// The record's floor from now on.
     pub floor: Floor,
+    /// What rests on rows that left no version, from now on.
+    pub unshown: Unshown,
     /// What was the first version and is not any more, as an anchor: only its whole row can still tell what came before it.
     pub anchor: Option<KeptRow>,
     /// Every late event that took part: position, offset, and whether history has a version of it.
@@ -130,7 +133,7 @@ pub fn splice(
     now: Micros,
 ) -> Result<Splice, Unplaceable> {
     let Some(start) = events.iter().filter(|event| event.kept == Kept::Late).map(place_of).min() else {
-        return Ok(Splice { floor: record.floor, ..Splice::default() });
+        return Ok(Splice { floor: record.floor, unshown: record.unshown.clone(), ..Splice::default() });
     };
     let taking_part: Vec<&KeptEvent> = events.iter().filter(|event| place_of(event) >= start).collect();
     let replaced: BTreeSet<(PositionId, i64)> =
@@ -211,7 +214,10 @@ pub fn splice(
         return Err(Unplaceable::NoAnchor);
     }
     let floor = floor_after(record.floor, whole.head.as_ref(), after.head.as_ref());
+    let moved = last_move(object, versions, events, anchor.as_ref())?;
+    let unshown = record.unshown.after_splice(&after.image, &moved);
     let mut splice = scene.into_splice(versions, from);
+    splice.unshown = if splice.from.is_some() { unshown } else { record.unshown.clone() };
     splice.floor = floor;
     splice.anchor = anchor;
     let kept = versions.iter().take(splice.from.map_or(versions.len(), |from| from as usize)).map(|one| &one.row);
@@ -226,6 +232,25 @@ pub fn splice(
         .map(|KeptEvent { row, .. }| (row.position_id, row.offset, stored.contains(&(row.position_id, row.offset))))
         .collect();
     Ok(splice)
+}
+
+/// The fields that the newest of the events that moved the record showed, or else its first version.
+fn last_move(
+    object: &ObjectFacts,
+    versions: &[StoredVersion],
+    events: &[KeptEvent],
+    anchor: Option<&KeptRow>,
+) -> Result<Vec<(FieldNo, Value)>, Unplaceable> {
+    let anchors = events.iter().filter(|event| event.kept == Kept::Anchor).map(|event| &event.row);
+    let newest = anchors.chain(anchor).filter(|row| row.d.is_some()).max_by_key(|row| (row.at, row.lsn));
+    let stored = match (newest, versions.first()) {
+        (Some(row), _) => row.d.as_ref().map(|d| (row.at, d)),
+        (None, first) => first.map(|first| (first.row.at, &first.row.d)),
+    };
+    match stored {
+        Some((at, d)) => Ok(format::decode(at, d, object.stamp_no)?.1),
+        None => Ok(Vec::new()),
+    }
 }
 
 fn header_of_delete(row: &KeptRow) -> Header {
