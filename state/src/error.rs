@@ -7,8 +7,15 @@ use afterimage_proto::{Mark, WireError};
 
 use crate::PositionId;
 
-/// How the system says ENOSPC and EDQUOT.
-const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+/// What lies behind RocksDB's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// No room on the disk.
+    Full,
+    /// What is there contradicts itself, or lacks a part.
+    Damage,
+    Other,
+}
 
 /// Why the store refused.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +97,7 @@ impl StateError {
     pub fn is_full(&self) -> bool {
         match self {
             StateError::Full { .. } => true,
-            StateError::Poisoned(reason) => says_full(reason),
+            StateError::Poisoned(reason) => cause(reason) == Cause::Full,
             _ => false,
         }
     }
@@ -99,8 +106,7 @@ impl StateError {
     pub fn is_damage(&self) -> bool {
         match self {
             StateError::Corrupted { .. } => true,
-            // As RocksDB begins its words for it.
-            StateError::Poisoned(reason) => reason.starts_with("Corruption"),
+            StateError::Poisoned(reason) => cause(reason) == Cause::Damage,
             _ => false,
         }
     }
@@ -114,18 +120,12 @@ impl StateError {
         }
     }
 
-    /// Damage, a full disk and everything else are told apart by RocksDB's own words for it: it passes the system's on.
     pub(crate) fn engine(operation: &'static str, path: &Path, error: rocksdb::Error) -> StateError {
-        let (path, kind) = (path.to_owned(), error.kind());
-        let detail = error.into_string();
-        // A file that should be there is damage too, though RocksDB calls it an I/O error: a full disk or a
-        // missing permission must stay apart from it, since wiping doesn't mend those.
-        if kind == rocksdb::ErrorKind::Corruption || detail.contains("No such file or directory") {
-            StateError::Corrupted { path, detail }
-        } else if says_full(&detail) {
-            StateError::Full { operation, path, detail }
-        } else {
-            StateError::Engine { operation, path, detail }
+        let (path, detail) = (path.to_owned(), error.into_string());
+        match cause(&detail) {
+            Cause::Damage => StateError::Corrupted { path, detail },
+            Cause::Full => StateError::Full { operation, path, detail },
+            Cause::Other => StateError::Engine { operation, path, detail },
         }
     }
 
@@ -137,6 +137,77 @@ impl StateError {
     }
 }
 
-fn says_full(text: &str) -> bool {
-    FULL.iter().any(|words| text.contains(words))
+/// Damage, a full disk and everything else are told apart by RocksDB's own words: no more of its status passes through its
+/// C interface, and the crate's `ErrorKind` is read from the same text. Only where RocksDB itself puts them they count, for a
+/// file's name and what the system says of another file stand in the text as well:
+///
+/// ```text
+/// IO error: No space left on device: While appending to file: <file>: No space left on device
+/// ^ code    ^ its second code        ^ what was done, to what         ^ the system's words
+/// ```
+fn cause(said: &str) -> Cause {
+    if said.starts_with("Corruption: ") {
+        return Cause::Damage;
+    }
+    let Some(rest) = said.strip_prefix("IO error: ") else { return Cause::Other };
+    let second = |code: &str| rest.strip_prefix(code).is_some_and(|more| more.is_empty() || more.starts_with(": "));
+    // A file that should be there is damage too: a full disk or a missing permission must stay apart from it, since
+    // wiping doesn't mend those.
+    if second("No such file or directory") {
+        Cause::Damage
+    // RocksDB has no second code for EDQUOT.
+    } else if second("No space left on device") || rest.ends_with(": Disk quota exceeded") {
+        Cause::Full
+    } else {
+        Cause::Other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_read_from_rocksdbs_own_words_only() {
+        for (said, wanted) in [
+            // As RocksDB puts ENOSPC, EDQUOT, EFBIG, damage, ENOENT and EACCES.
+            (
+                "IO error: No space left on device: While appending to file: /s/images/000008.log: No space left on device",
+                Cause::Full,
+            ),
+            ("IO error: No space left on device", Cause::Full),
+            ("IO error: While appending to file: /s/images/000008.log: Disk quota exceeded", Cause::Full),
+            ("IO error: While appending to file: /s/images/000008.log: File too large", Cause::Other),
+            (
+                "Corruption: block checksum mismatch: stored(context removed) = 862056504, computed = 2499480469, type = 4  in /s/images/000017.sst offset 3999 size 4033, block_type = Data",
+                Cause::Damage,
+            ),
+            (
+                "IO error: No such file or directory: While open a file for random read: /s/images/000012.sst: No such file or directory",
+                Cause::Damage,
+            ),
+            ("IO error: While open a file for appending: /s/images/LOCK: Permission denied", Cause::Other),
+            // What only looks like it: names of files, and one file's trouble told beside another's.
+            (
+                "IO error: While open a file for appending: /No space left on device/000008.log: Permission denied",
+                Cause::Other,
+            ),
+            (
+                "IO error: While open a file for appending: /No such file or directory/x: Permission denied",
+                Cause::Other,
+            ),
+            ("IO error: While open a file for appending: /a: Disk quota exceeded/x: Permission denied", Cause::Other),
+            ("IO error: No space left on devices", Cause::Other),
+            ("Corruption: while reading /s: No space left on device", Cause::Damage),
+            ("Invalid argument: No space left on device: x", Cause::Other),
+            ("Corruptions of a kind", Cause::Other),
+            ("a writer panicked between check and write", Cause::Other),
+            ("", Cause::Other),
+        ] {
+            assert_eq!(cause(said), wanted, "{said}");
+            let poisoned = StateError::Poisoned(said.to_owned());
+            assert_eq!(poisoned.is_full(), wanted == Cause::Full, "{said}");
+            assert_eq!(poisoned.is_damage(), wanted == Cause::Damage, "{said}");
+        }
+    }
 }
