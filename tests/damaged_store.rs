@@ -11,6 +11,7 @@ use support::app::{App, Deployment, emea};
 use support::audit::{assert_conserved, assert_same, caught_up, history};
 use support::postgres::Database;
 use support::stream::Stream;
+use support::wait::{LONG, wait_for};
 use tokio_postgres::Client;
 
 const TOPIC: &str = "calm.emea.account";
@@ -20,10 +21,10 @@ const WHOLE: &str = "the image store is whole";
 
 struct World {
     stream: Stream,
-    _sink: Database,
+    sink: Database,
     client: Client,
     deployment: Deployment,
-    _broker: EmbeddedBroker,
+    broker: EmbeddedBroker,
 }
 
 impl World {
@@ -40,7 +41,7 @@ impl World {
             caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
             worker.stop();
         }
-        World { stream, _sink: sink, client, deployment, _broker: broker }
+        World { stream, sink, client, deployment, broker }
     }
 
     fn files(&self, ending: &str) -> Vec<PathBuf> {
@@ -77,6 +78,28 @@ impl World {
     }
 }
 
+/// A server process that stands still until this is dropped.
+struct Frozen(libc::pid_t);
+
+impl Frozen {
+    fn freeze(pid: i32) -> Frozen {
+        let frozen = Frozen(pid);
+        frozen.signal(libc::SIGSTOP);
+        frozen
+    }
+
+    fn signal(&self, signal: libc::c_int) {
+        let killed = std::process::Command::new("kill").args([format!("-{signal}"), self.0.to_string()]).status();
+        assert!(killed.unwrap().success());
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.signal(libc::SIGCONT);
+    }
+}
+
 /// Overwrites the rows in a file, and leaves alone what stands at its end and is read when it is opened.
 fn overwrite_rows(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
@@ -109,6 +132,47 @@ async fn damage_that_is_met_while_it_runs_costs_nothing_but_the_store() {
     world.stream.rounds(RECORDS, 4..6);
     caught_up(&world.client, &world.stream.ends(), &mut [&mut worker]).await;
     world.assert_mended(worker).await;
+}
+
+/// One topic's thread waits for the sink's answer while another meets the damage: the store can't be closed before it has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_is_met_while_a_thread_waits_for_the_sink_costs_nothing_but_the_store() {
+    let mut world = World::set().await;
+    let mut contact = Stream::new(&world.broker, "calm.emea.contact", 1);
+    contact.rounds(10, 0..2);
+    let mut worker = world.deployment.worker("one");
+    let ends = world.stream.ends().into_iter().chain(contact.ends()).collect();
+    caught_up(&world.client, &ends, &mut [&mut worker]).await;
+
+    let locking = world.sink.connect().await;
+    locking.batch_execute("BEGIN; LOCK TABLE afterimage.record IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    contact.rounds(20, 2..3);
+    // Where it waits for a lock it can be found; then its server process is frozen, and says nothing any more.
+    let asking = wait_for("a question that waits for the lock", LONG, async || {
+        worker.assert_running();
+        let waits = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%= wanted.sfid%' \
+                     AND datname = current_database()";
+        let found = world.client.query_opt(waits, &[]).await.unwrap();
+        found.map(|row| Frozen::freeze(row.get(0))).ok_or_else(|| worker.log())
+    })
+    .await;
+    locking.batch_execute("ROLLBACK").await.unwrap();
+    world.files(".sst").iter().for_each(|file| overwrite_rows(file));
+    world.stream.rounds(RECORDS, 4..6);
+    worker.wait_for_log("still has it open").await;
+    assert!(worker.get("/readyz").await.contains("the image store is damaged"));
+    assert!(!worker.log().contains(DROPPED), "{}", worker.log());
+    drop(asking);
+    worker.wait_for_log(DROPPED).await;
+    worker.wait_for_log(WHOLE).await;
+    world.stream.rounds(RECORDS, 6..8);
+    contact.rounds(20, 3..5);
+    let ends = world.stream.ends().into_iter().chain(contact.ends()).collect();
+    caught_up(&world.client, &ends, &mut [&mut worker]).await;
+    worker.stop();
+    assert_same(&history(&world.client, "emea", "account").await, &world.stream.wanted());
+    assert_same(&history(&world.client, "emea", "contact").await, &contact.wanted());
+    assert_conserved(&world.client, &ends).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -153,6 +153,7 @@ fn says(app: &App, text: &str, all: &[&str]) {
 
 const STORE_FULL: &str = "the disk of the image store is full";
 const ROOM_AGAIN: &str = "there is room on the disk of the image store again";
+const AWAY: &str = "what it needs for that is away";
 const SINK_FULL: &str = "the sink's disk is full";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,6 +247,50 @@ async fn a_worker_that_starts_on_a_full_disk_waits_and_stops_when_it_is_asked_to
         caught_up(&client, &stream.ends(), &mut [&mut one]).await;
         one.stop();
     }
+    assert_same(&history(&client, "emea", "account").await, &stream.wanted());
+    assert_conserved(&client, &stream.ends()).await;
+}
+
+/// Lets nobody into a database any more, or again.
+async fn admit(sink: &Database, admit: bool) {
+    let admin = support::postgres::connect(&shared().url("postgres")).await;
+    admin.batch_execute(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS {admit}", sink.name)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_begins_anew_waits_for_sink_and_broker_where_a_first_start_fails() {
+    let test = "a_worker_that_begins_anew_waits_for_sink_and_broker_where_a_first_start_fails";
+    let Some(disk) = on_a_small_disk(test, 48) else { return };
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let sink = fresh_database().await;
+    let deployment = Deployment::new(&broker.servers(), &sink, org("calm.emea.*"));
+    deployment.migrate();
+    let client = sink.connect().await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 2);
+    stream.rounds(50, 0..3);
+    let ballast = Ballast::fill(&disk);
+    let mut one = deployment.worker_with("one", &small_store(&disk.join("state")));
+    one.wait_for_log(STORE_FULL).await;
+
+    admit(&sink, false).await;
+    ballast.remove();
+    one.wait_for_log(ROOM_AGAIN).await;
+    one.wait_for_log(AWAY).await;
+    says(&one, AWAY, &["is not currently accepting connections"]);
+    answers(&mut one, 503, "waiting to begin anew").await;
+    assert_eq!(deployment.run_to_end("two").status.code(), Some(1));
+    broker.set_reachable(false);
+    admit(&sink, true).await;
+    answers(&mut one, 503, "waiting to begin anew: no answer from Kafka").await;
+    assert_eq!(deployment.run_to_end("two").status.code(), Some(1));
+    one.assert_running();
+    broker.set_reachable(true);
+    answers(&mut one, 200, "\"claimed\":2").await;
+    // With a new client: the old one does not get over it.
+    stream.grow(&broker.servers(), 2);
+    stream.rounds(50, 3..6);
+    caught_up(&client, &stream.ends(), &mut [&mut one]).await;
+    one.stop();
     assert_same(&history(&client, "emea", "account").await, &stream.wanted());
     assert_conserved(&client, &stream.ends()).await;
 }

@@ -92,6 +92,20 @@ impl EmbeddedBroker {
         }
     }
 
+    /// Whether its brokers can be reached; what they hold stays.
+    pub fn set_reachable(&self, reachable: bool) {
+        for broker in 1..=self.brokers {
+            // SAFETY: the handle is valid. An error could only mean that there is no such broker.
+            let _ = unsafe {
+                if reachable {
+                    rd::rd_kafka_mock_broker_set_up(self.handle(), broker)
+                } else {
+                    rd::rd_kafka_mock_broker_set_down(self.handle(), broker)
+                }
+            };
+        }
+    }
+
     /// A producer for this broker.
     ///
     /// # Errors

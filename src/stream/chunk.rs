@@ -537,7 +537,7 @@ impl Group {
 
 /// Whether asking again can't help: neither the connection or its state, nor resources, locks or an operator's hand were
 /// the reason.
-fn is_lasting(error: &crate::postgres::Error) -> bool {
+pub(super) fn is_lasting(error: &crate::postgres::Error) -> bool {
     error.code().is_some_and(|code| !["08", "25", "40", "53", "55", "57", "58"].contains(&&code.code()[..2]))
 }
 

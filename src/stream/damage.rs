@@ -5,16 +5,27 @@ use std::time::{Duration, Instant};
 
 use afterimage_state::{StateError, wipe};
 use metrics::counter;
+use tokio::sync::oneshot;
 
 use super::{RunError, RunSettings, upkeep};
 use crate::telemetry::names;
 
 /// Damaged again within this time, it is the disk or the memory, and somebody has to look.
 const AGAIN: Duration = Duration::from_secs(600);
+/// A thread of this worker that waits for the sink may have the store open for so long: a question is given up after 30 s, a
+/// commit after 45.
+const OWN_THREADS: Duration = Duration::from_secs(90);
+/// Between two looks whether it still has.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// When the store was dropped last.
 #[derive(Default)]
 pub(super) struct Damage(Option<Instant>);
+
+/// Lets `/readyz` say so.
+pub(super) fn show(settings: &RunSettings, why: &StateError) {
+    settings.health.holds_nothing(format!("the image store is damaged: {why}"));
+}
 
 impl Damage {
     /// Whether a worker goes on after this: with an empty store.
@@ -22,14 +33,40 @@ impl Damage {
         why.is_damage() && self.0.is_none_or(|at| at.elapsed() > AGAIN)
     }
 
-    /// Drops the store, which nobody has open.
+    /// Drops the store, once none of this worker's threads has it open any more. False = asked to stop meanwhile.
     ///
     /// # Errors
-    /// [`RunError::State`] when the directory can't be written.
-    pub fn drop_store(&mut self, settings: &RunSettings, why: &StateError) -> Result<(), RunError> {
+    /// [`RunError::State`] when the directory can't be written, or somebody keeps the store open.
+    pub async fn drop_store(
+        &mut self,
+        settings: &RunSettings,
+        why: &StateError,
+        stop: &mut oneshot::Receiver<()>,
+    ) -> Result<bool, RunError> {
         self.0 = Some(Instant::now());
         upkeep::tell_no_tasks();
-        wipe(&settings.state_dir).map_err(|source| settings.state_error(source))?;
+        show(settings, why);
+        let (since, mut told) = (Instant::now(), false);
+        loop {
+            match wipe(&settings.state_dir) {
+                Ok(()) => break,
+                Err(StateError::Locked(_)) if since.elapsed() < OWN_THREADS => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(
+                            dir = %settings.state_dir.display(), reason = %why,
+                            "the image store is damaged, and a thread that waits for an answer still has it open: it is \
+                             dropped as soon as that has ended"
+                        );
+                    }
+                }
+                Err(source) => return Err(settings.state_error(source)),
+            }
+            tokio::select! {
+                biased;
+                _ = &mut *stop => return Ok(false),
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
         counter!(names::STATE_CLEARED, "reason" => "damaged").increment(1);
         tracing::error!(
             dir = %settings.state_dir.display(), reason = %why,
@@ -37,6 +74,6 @@ impl Damage {
              If it happens again, look at the disk"
         );
         settings.health.starting();
-        Ok(())
+        Ok(true)
     }
 }

@@ -13,7 +13,9 @@
 //! | `chunk.rs` | a chunk of messages: decode, look up, judge |
 //! | `dictionary.rs` | columns and field numbers |
 //! | `images.rs` | records in the local store |
+//! | `damage.rs` | drops a local store that is damaged |
 //! | `room.rs` | waits while the disk under the local store is full |
+//! | `away.rs` | waits for sink and broker where a worker begins anew |
 //! | `databases.rs` | that one org is fed by one database |
 //! | `flood.rs` | halts a partition that can't be decoded |
 //! | `committer.rs` | sealed batches to Postgres |
@@ -38,6 +40,7 @@
 
 mod align;
 mod applying;
+mod away;
 pub mod checkup;
 mod chunk;
 mod committer;
@@ -82,11 +85,13 @@ use crate::postgres::registry::{self, Declared, RegistryError};
 use crate::telemetry::Health;
 
 use align::Boards;
+use away::Away;
 use committer::Committers;
 use damage::Damage;
 use databases::Databases;
 use images::Images;
 use ownership::Claims;
+use room::Room;
 use topics::Topics;
 use views::Views;
 use watch::Logs;
@@ -183,23 +188,31 @@ pub enum RunError {
 
 /// Runs a worker until `stop` says so. When the disk under its image store is full, also at its start, it lets its
 /// partitions go, waits until there is room, and begins anew: what the store lacks is in the sink. So it does, at once and
-/// with an empty store, when the store is damaged.
+/// with an empty store, when the store is damaged. If the sink or the broker is away just then, it waits for it.
 ///
 /// # Errors
 /// See [`RunError`]. Neither a full disk nor, once it reads, a broken connection alone ever ends it; nor does damage, unless it
 /// comes again soon.
 pub async fn run(settings: RunSettings, mut stop: oneshot::Receiver<()>) -> Result<(), RunError> {
-    let mut damage = Damage::default();
+    let (mut damage, mut room, mut away) = (Damage::default(), Room::default(), Away::default());
     loop {
         match read(&settings, &mut stop).await {
             Err(RunError::State { source, .. }) if source.is_full() => {
-                match room::wait(&settings, &source, &mut stop).await? {
-                    room::Waited::RoomAgain => {}
+                match room.wait(&settings, &source, &mut stop).await? {
+                    room::Waited::RoomAgain => away = Away::from_anew(),
                     room::Waited::AskedToStop => return Ok(()),
                 }
             }
             Err(RunError::State { source, .. }) if damage.is_mended_by_dropping(&source) => {
-                damage.drop_store(&settings, &source)?;
+                if !damage.drop_store(&settings, &source, &mut stop).await? {
+                    return Ok(());
+                }
+                away = Away::from_anew();
+            }
+            Err(error) if away.is_waited_for(&error) => {
+                if !away.wait(&settings, &error, &mut stop).await {
+                    return Ok(());
+                }
             }
             outcome => return outcome,
         }
@@ -274,6 +287,7 @@ async fn read(settings: &RunSettings, stop: &mut oneshot::Receiver<()>) -> Resul
     };
     let (consumer, inboxes) = tokio::task::block_in_place(|| Consumer::start(&member, &names, ownership))?;
     topics.start(prepared, &inboxes, &consumer)?;
+    settings.health.starting();
     tracing::info!(topics = names.len(), group = %settings.kafka.group, "reading");
 
     let process = Uuid::new_v4();
@@ -326,7 +340,7 @@ async fn read(settings: &RunSettings, stop: &mut oneshot::Receiver<()>) -> Resul
     }
     match &outcome {
         Err(RunError::State { source, .. }) if source.is_full() => room::show(settings, source),
-        Err(RunError::State { source, .. }) if source.is_damage() => {}
+        Err(RunError::State { source, .. }) if source.is_damage() => damage::show(settings, source),
         _ => {
             tracing::info!("stopping");
             settings.health.stopping();

@@ -38,7 +38,7 @@ struct State {
     sink: Option<(Instant, Result<(), String>)>,
     partitions: Option<Partitions>,
     /// Why the worker holds nothing.
-    disk_full: Option<String>,
+    holds_nothing: Option<String>,
     /// Why the sink takes nothing.
     sink_full: Option<(Instant, String)>,
     stopping: bool,
@@ -115,16 +115,17 @@ impl Health {
         self.lock().partitions = Some(partitions);
     }
 
-    /// The worker lets its partitions go and waits for room on its own disk; with the reason.
-    pub fn disk_full(&self, reason: String) {
-        self.lock().disk_full = Some(reason);
+    /// The worker holds no partitions and waits: for room on its own disk, or, since it has to begin anew, for the sink or the
+    /// broker; with the reason.
+    pub fn holds_nothing(&self, reason: String) {
+        self.lock().holds_nothing = Some(reason);
     }
 
     /// It begins anew: nothing that was said of its partitions and the sink is true any more.
     pub fn starting(&self) {
         let mut state = self.lock();
-        let State { sink, partitions, disk_full, sink_full, .. } = &mut *state;
-        (*sink, *partitions, *disk_full, *sink_full) = (None, None, None, None);
+        let State { sink, partitions, holds_nothing, sink_full, .. } = &mut *state;
+        (*sink, *partitions, *holds_nothing, *sink_full) = (None, None, None, None);
     }
 
     /// The sink refused something because its disk is full, with the reason; or it takes commits again: `None`.
@@ -158,7 +159,7 @@ impl Health {
         if state.stopping {
             return not("stopping");
         }
-        if let Some(reason) = &state.disk_full {
+        if let Some(reason) = &state.holds_nothing {
             return not(reason);
         }
         let Some(partitions) = state.partitions else { return not("starting") };
@@ -218,12 +219,12 @@ mod tests {
         assert_eq!(reason(&health), "");
         health.lock().sink_full = Some((Instant::now() - SINK_FULL, "no room there".into()));
         assert_eq!(reason(&health), "", "whoever told it would have met it again by now");
-        health.disk_full("no room here".into());
+        health.holds_nothing("no room here".into());
         health.partitions(Partitions::default());
         assert_eq!(reason(&health), "no room here");
         health.starting();
         assert_eq!(reason(&health), "starting", "what was said before is no longer true");
-        health.disk_full("no room here".into());
+        health.holds_nothing("no room here".into());
         health.stopping();
         assert_eq!(reason(&health), "stopping");
     }

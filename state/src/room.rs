@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use crate::{StateError, StateOptions, directory};
+use crate::{StateError, directory};
 
 /// Bytes of one write.
 const PIECE: usize = 64 << 10;
@@ -29,20 +29,19 @@ pub fn free(dir: &Path) -> io::Result<u64> {
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-/// Whether a store in `dir` that has met a full disk is worth opening again: so much as
-/// [`StateOptions::room`] says can be written there, and reaches the disk. It is really written, and removed
+/// Whether a store in `dir` that has met a full disk is worth opening again: so many bytes, at least
+/// [`StateOptions::room`](crate::StateOptions::room), can be written there, and reach the disk. It is really written, and removed
 /// again: the system's count knows of no quota. While the count is too low nothing is written, or whoever shares
 /// the disk would run out of room as well. Makes the directory if there is none.
 ///
 /// # Errors
 /// [`StateError::Full`] if there is not enough; [`StateError::Locked`] while a store in `dir` is open,
 /// [`StateError::Io`].
-pub fn check_room(dir: &Path, options: &StateOptions) -> Result<(), StateError> {
+pub fn check_room(dir: &Path, needed: u64) -> Result<(), StateError> {
     // Whoever clears a store makes room: it is looked at when they are done.
     let _lock = directory::lock(dir)?;
     // Before counting: what an earlier look left is room.
     directory::remove_room(dir)?;
-    let needed = options.room();
     // A system that does not tell how much there is, is asked by writing.
     if let Ok(free) = free(dir)
         && free < needed
@@ -76,7 +75,7 @@ fn fill(path: &Path, bytes: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Store;
+    use crate::{StateOptions, Store};
 
     #[test]
     fn a_look_for_room_says_what_is_missing_and_leaves_nothing() {
@@ -84,19 +83,18 @@ mod tests {
         let small = StateOptions { memory: StateOptions::LEAST_MEMORY, ..StateOptions::default() };
         // As if a process had been killed while it looked.
         std::fs::write(directory::room(dir.path()), "left behind").unwrap();
-        check_room(dir.path(), &small).unwrap();
+        check_room(dir.path(), small.room()).unwrap();
         assert!(!directory::room(dir.path()).exists());
-        let huge = StateOptions { memory: usize::MAX, ..StateOptions::default() };
-        let error = check_room(dir.path(), &huge).unwrap_err();
+        let error = check_room(dir.path(), u64::MAX).unwrap_err();
         assert!(matches!(&error, StateError::Full { detail, .. } if detail.contains("are needed")), "{error}");
         assert!(!directory::room(dir.path()).exists());
 
         std::fs::write(directory::room(dir.path()), "left behind").unwrap();
         let store = Store::open(dir.path(), &small).unwrap();
         assert!(!directory::room(dir.path()).exists());
-        assert!(matches!(check_room(dir.path(), &small), Err(StateError::Locked(_))));
+        assert!(matches!(check_room(dir.path(), small.room()), Err(StateError::Locked(_))));
         drop(store);
-        check_room(dir.path(), &small).unwrap();
+        check_room(dir.path(), small.room()).unwrap();
     }
 
     #[test]
