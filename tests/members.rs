@@ -375,6 +375,31 @@ mod real {
     }
 }
 
+/// A person who skips messages fences a position off under nobody's name: however often, no other worker is in the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_nobody_holds_is_claimed_again_each_time() {
+    let broker = EmbeddedBroker::start(1).unwrap();
+    let (_sink, deployment, client) = deployment(&broker.servers(), "calm").await;
+    let mut stream = Stream::new(&broker, "calm.emea.account", 1);
+    let mut one = deployment.worker("one");
+    for time in 0..5 {
+        stream.rounds(6, 2 * time..2 * time + 2);
+        caught_up(&client, &stream.ends(), &mut [&mut one]).await;
+        let fence = "WITH moved AS (UPDATE afterimage.position SET epoch = epoch + 1 RETURNING position_id, epoch, next) \
+                     INSERT INTO afterimage.claim (position_id, epoch, token, from_next, worker, reason) \
+                     SELECT position_id, epoch, gen_random_uuid(), next, NULL, 'offsets skip' FROM moved";
+        client.batch_execute(fence).await.unwrap();
+    }
+    stream.rounds(6, 10..12);
+    caught_up(&client, &stream.ends(), &mut [&mut one]).await;
+    let log = one.log();
+    assert!(!log.contains("contested") && !log.contains("another worker"), "{log}");
+    assert_eq!(log.lines().filter(|line| line.contains("nobody holds it")).count(), 5, "{log}");
+    one.stop();
+    assert_same(&history(&client, "emea", "account").await, &stream.wanted());
+    assert_conserved(&client, &stream.ends()).await;
+}
+
 /// Somebody outside the group claims one partition again and again, as a second deployment or a namesake would.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_somebody_keeps_taking_is_left_alone_and_the_other_goes_on() {

@@ -151,6 +151,29 @@ async fn a_partition_with_messages_of_another_database_is_halted_and_the_others_
         if told.is_some_and(|line| line.contains("database=other")) { Ok(()) } else { Err(log) }
     })
     .await;
+    // It is halted wherever a person looks.
+    let state = |state: &str| format!("{}{{state=\"{state}\"}}", names::TASKS);
+    wait_for("the metrics tell of it", LONG, async || {
+        let metrics = worker.metrics().await;
+        let told = |line: &str, count| metrics.lines().any(|one| one == format!("{line} {count}"));
+        let right = told(&state("halted"), 1) && told(&state("closed"), 0) && told(&state("running"), 2);
+        if right { Ok(()) } else { Err(metrics) }
+    })
+    .await;
+    wait_for("the sink tells of it", LONG, async || {
+        for verb in [&["show"][..], &["show", "--json"]] {
+            let shown = deployment.verb("offsets", verb);
+            let text = String::from_utf8(shown.stdout).unwrap();
+            if !text.contains("halted") || !text.contains("two databases under one org") {
+                return Err(text);
+            }
+        }
+        let status = deployment.verb("status", &["--json"]);
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        let halts = status["partitions"].as_array().unwrap().iter().filter(|one| !one["halt"].is_null()).count();
+        if halts == 1 { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await;
     assert_conserved(&client, &ends).await;
     assert_eq!(history(&client, "emea", "contact").await, contact.wanted());
     let query = "SELECT count(*) FROM afterimage.records WHERE sfid = $1";

@@ -78,7 +78,11 @@ pub struct Claim {
 /// Who holds a position by now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// Worker of the newest claim.
+    /// Position.
+    pub position_id: PositionId,
+    /// Under this epoch.
+    pub epoch: i64,
+    /// Worker of the newest claim; `None` = nobody, a person or a worker has only fenced it off.
     pub worker: Option<String>,
     /// That is the asking worker itself, which is only to read its lookup fields anew.
     pub only_again: bool,
@@ -96,13 +100,22 @@ pub async fn holders(
     // The reason is that which `afterimage.fence` gives to its claims.
     let rows = client
         .query_typed(
-            "SELECT c.worker, c.worker IS NOT DISTINCT FROM $2 AND c.reason IS NOT DISTINCT FROM 'lookup fields changed' \
+            "SELECT p.position_id, p.epoch, c.worker, c.worker IS NOT DISTINCT FROM $2 AND c.reason IS NOT DISTINCT FROM 'lookup fields changed' \
              FROM afterimage.position p LEFT JOIN afterimage.claim c USING (position_id, epoch) \
              WHERE p.position_id = ANY($1)",
             &[(&positions, Type::INT4_ARRAY), (&worker, Type::TEXT)],
         )
         .await?;
-    rows.iter().map(|row| Ok(Holder { worker: row.try_get(0)?, only_again: row.try_get(1)? })).collect()
+    rows.iter()
+        .map(|row| {
+            Ok(Holder {
+                position_id: row.try_get(0)?,
+                epoch: row.try_get(1)?,
+                worker: row.try_get(2)?,
+                only_again: row.try_get(3)?,
+            })
+        })
+        .collect()
 }
 
 /// A claim that was not made.
@@ -403,7 +416,8 @@ async fn note_halt<C: tokio_postgres::GenericClient>(
     Ok(())
 }
 
-/// Halts a position that is held under this epoch and stands at this offset, until a person lifts it; whether it was so.
+/// Halts a position that is held under this epoch and stands at this offset; whether it was so. `stays`: until a person lifts
+/// it; otherwise whoever claims it next looks anew.
 ///
 /// # Errors
 /// When the statement fails.
@@ -412,6 +426,7 @@ pub async fn halt(
     position_id: PositionId,
     (epoch, next): (i64, i64),
     reason: &str,
+    stays: bool,
 ) -> Result<bool, tokio_postgres::Error> {
     let transaction = client.transaction().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10s'").await?;
@@ -424,7 +439,7 @@ pub async fn halt(
     if held.is_empty() {
         return Ok(false);
     }
-    note_halt(&transaction, position_id, reason, true).await?;
+    note_halt(&transaction, position_id, reason, stays).await?;
     transaction.commit().await?;
     Ok(true)
 }

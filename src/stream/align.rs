@@ -64,8 +64,8 @@ pub struct Board {
     /// Rises with each new [`Facts`], and when they are forgotten.
     version: AtomicU64,
     facts: Mutex<Option<Facts>>,
-    /// Tasks by state: restoring, running, waiting.
-    tasks: [AtomicUsize; 3],
+    /// Tasks by state: restoring, running, waiting; and partitions that rest because they are halted.
+    tasks: [AtomicUsize; 4],
 }
 
 #[derive(Clone, Copy)]
@@ -124,9 +124,9 @@ impl Board {
         }
     }
 
-    /// Tasks by state: restoring, running, waiting for other workers.
-    pub fn tasks(&self) -> [usize; 3] {
-        [0, 1, 2].map(|state| self.tasks[state].load(Ordering::Relaxed))
+    /// Tasks by state: restoring, running, waiting for other workers; and partitions that rest because they are halted.
+    pub fn tasks(&self) -> [usize; 4] {
+        [0, 1, 2, 3].map(|state| self.tasks[state].load(Ordering::Relaxed))
     }
 
     /// Partitions of the topic that others own, if some are ours and some are not.
@@ -299,7 +299,7 @@ impl Align {
         }
     }
 
-    fn count(&mut self, tasks: &mut dyn Iterator<Item = &Task>) {
+    fn count(&mut self, tasks: &mut dyn Iterator<Item = &Task>, halted: usize) {
         if self.counted.elapsed() < SELDOM {
             return;
         }
@@ -307,7 +307,7 @@ impl Align {
         let (mut restoring, mut ready) = (0, 0);
         tasks.for_each(|task| *if task.caught_up() { &mut ready } else { &mut restoring } += 1);
         let (running, waiting) = if self.held { (0, ready) } else { (ready, 0) };
-        for (state, count) in self.board.tasks.iter().zip([restoring, running, waiting]) {
+        for (state, count) in self.board.tasks.iter().zip([restoring, running, waiting, halted]) {
             state.store(count, Ordering::Relaxed);
         }
     }
@@ -316,7 +316,7 @@ impl Align {
 impl Group {
     /// Once before each chunk.
     pub(super) fn look_at_others(&mut self) {
-        self.parts.align.count(&mut self.tasks.values());
+        self.parts.align.count(&mut self.tasks.values(), self.resting.halted());
         let news = self.parts.align.look(&self.tasks);
         let much = self.tasks.values().map(|task| task.lane.len()).sum::<usize>() > MUCH;
         self.parts.align.set(&self.parts.align.board.busy, much);

@@ -101,7 +101,7 @@ impl Group {
         self.note_progress(&arrived);
         self.note_troubles()?;
         self.overlay.forget_clean();
-        self.halt(foreign);
+        self.halt(foreign)?;
         self.halt_floods(flooded)
     }
 

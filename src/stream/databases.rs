@@ -9,12 +9,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::chunk::Arrived;
-use super::group::Group;
+use super::group::{Ended, Group};
+use crate::postgres::claim;
 
 /// The database that feeds each org, and the topic that showed it. Known for the life of the process only, since a
 /// database may be replaced by one of another name.
 pub type Databases = Arc<Mutex<HashMap<String, (String, Arc<str>)>>>;
 
+/// What is wrong, and what to do.
+const MIXED: &str = "two databases under one org, their records would be mixed; declare an [[org]] for each, or, if the source \
+                     was moved to a database of another name, restart the workers";
 /// A halted partition is looked at again after this long, then after twice as long …
 const FIRST_REST: Duration = Duration::from_secs(10);
 /// … up to this.
@@ -77,10 +81,11 @@ impl Group {
         None
     }
 
-    /// Commits what stands before these messages and lets their partitions rest. A person has to look.
-    pub(super) fn halt(&mut self, foreign: BTreeMap<i32, Foreign>) {
+    /// Commits what stands before these messages, leaves the halt in the sink, and lets their partitions rest. A person has to
+    /// look. Claiming one again lifts its halt, and meets the message again.
+    pub(super) fn halt(&mut self, foreign: BTreeMap<i32, Foreign>) -> Result<(), Ended> {
         if foreign.is_empty() {
-            return;
+            return Ok(());
         }
         let (known, topic) = {
             let databases = self.parts.databases.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,15 +95,23 @@ impl Group {
             tracing::error!(
                 org = %self.parts.source.org, topic = %self.parts.topic, partition, offset, %database,
                 other_topic = %topic, other_database = %known,
-                "halted: two databases under one org, their records would be mixed; declare an [[org]] for each, or, if \
-                 the source was moved to a database of another name, restart the workers"
+                "halted: {MIXED}"
             );
         }
         self.finish(Instant::now() + FINISH);
-        for partition in foreign.keys() {
+        for (partition, Foreign { offset, database }) in &foreign {
+            if let Some(task) = self.tasks.get(partition) {
+                let (position_id, at) = (task.position_id, (task.epoch, task.next));
+                let reason = format!(
+                    "the message at offset {offset} comes from database {database:?}, those of {topic} from {known:?}: {MIXED}"
+                );
+                self.ask(async |client| claim::halt(client, position_id, at, &reason, false).await)?;
+            }
             let rest = self.database.rested.get(partition).map_or(FIRST_REST, |rested| (*rested * 2).min(LONGEST_REST));
             self.database.rested.insert(*partition, rest);
             self.close_and_rest(&[(*partition, rest)]);
+            self.resting.is_halted(*partition);
         }
+        Ok(())
     }
 }

@@ -4,11 +4,13 @@
 //! that take a partition from each other (protocol D8): then it is left alone for a while, and a person has to look.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::group::Group;
 use super::settle::REST;
 use crate::core::position::PositionId;
+use crate::kafka::TopicPartition;
 use crate::postgres::claim::{Holder, holders};
 
 /// A partition that was taken away more than [`MOST`] times within this time rests for as long.
@@ -31,6 +33,12 @@ impl Fences {
     }
 }
 
+/// Whether another worker holds the position, one of our own name included: not nobody, for whom a person has fenced it off,
+/// and not this process under a newer claim.
+fn is_another(holder: &Holder, ours: Option<i64>) -> bool {
+    holder.worker.is_some() && !holder.only_again && ours != Some(holder.epoch)
+}
+
 impl Group {
     /// These positions, or if none is named all of ours, are not ours any more.
     pub(super) fn fenced(&mut self, positions: &[PositionId], detail: &str) {
@@ -41,14 +49,23 @@ impl Group {
         if found.as_ref().is_some_and(|found| !found.is_empty() && found.iter().all(|one| one.only_again)) {
             return self.claim_again("the lookup fields of its object have changed");
         }
-        let by: BTreeSet<String> = found.into_iter().flatten().filter_map(|one| one.worker).collect();
+        let silent = found.is_none();
+        let found = found.unwrap_or_default();
+        let by: BTreeSet<&str> = found.iter().filter_map(|one| one.worker.as_deref()).collect();
         let by = Vec::from_iter(by).join(", ");
         let topic = &self.parts.topic;
-        tracing::warn!(%topic, %detail, by, "fenced: another worker holds a partition");
+        if silent || !by.is_empty() {
+            tracing::warn!(%topic, %detail, by, "fenced: another worker holds a partition");
+        } else {
+            tracing::warn!(%topic, %detail, "fenced: a partition was fenced off, and nobody holds it");
+        }
         let (now, mut rests) = (Instant::now(), Vec::new());
         for task in self.tasks.values().filter(|task| positions.contains(&task.position_id)) {
             let partition = task.partition;
-            let times = self.fences.note(partition, now);
+            let ours = self.parts.logs.epoch(&TopicPartition::new(Arc::clone(topic), partition));
+            let holder = found.iter().find(|one| one.position_id == task.position_id);
+            let times =
+                if holder.is_some_and(|one| is_another(one, ours)) { self.fences.note(partition, now) } else { 0 };
             let contested = times > MOST;
             if contested {
                 tracing::error!(
@@ -86,5 +103,21 @@ mod tests {
         assert_eq!(fences.note(2, at(20)), 1, "another partition");
         assert_eq!(fences.note(1, at(30)), 4);
         assert_eq!(fences.note(1, at(75)), 3, "the first two are long ago");
+    }
+
+    #[test]
+    fn only_another_worker_takes_a_partition_away() {
+        let holder = |worker: Option<&str>, only_again| Holder {
+            position_id: 1,
+            epoch: 7,
+            worker: worker.map(Into::into),
+            only_again,
+        };
+        assert!(is_another(&holder(Some("two"), false), Some(6)));
+        assert!(is_another(&holder(Some("one"), false), Some(6)), "another process of our name");
+        assert!(is_another(&holder(Some("two"), false), None));
+        assert!(!is_another(&holder(None, false), Some(6)), "a person, who has skipped messages");
+        assert!(!is_another(&holder(Some("one"), false), Some(7)), "we, under a newer claim");
+        assert!(!is_another(&holder(Some("one"), true), Some(6)), "we, who are to read the lookup fields anew");
     }
 }

@@ -60,7 +60,8 @@ impl Group {
             let Some(task) = self.tasks.get(&partition) else { continue };
             let (position_id, at) = (task.position_id, (task.epoch, task.next));
             let committed = read.get(&partition) == Some(&task.next);
-            let noted = committed && self.ask(async |client| claim::halt(client, position_id, at, &reason).await)?;
+            let noted =
+                committed && self.ask(async |client| claim::halt(client, position_id, at, &reason, true).await)?;
             if noted {
                 tracing::error!(topic = %self.parts.topic, partition, offset, %reason, "halted");
             }

@@ -36,6 +36,7 @@ use super::fences::Fences;
 use super::images::Images;
 use super::lasting::Lasting;
 use super::merge::{Turn, next};
+use super::resting::Resting;
 use super::restore::{Restore, Turns};
 use super::settle::REST;
 use super::tally::count_messages;
@@ -181,7 +182,7 @@ pub struct Group {
     pub(super) failures: u32,
     /// Why nothing is committed, since the last commit.
     pub(super) trouble: Option<Lasting>,
-    pub(super) resting: Vec<(Instant, TopicPartition)>,
+    pub(super) resting: Resting,
     pub(super) fences: Fences,
     pub(super) database: Database,
     pub(super) stopping: bool,
@@ -222,7 +223,7 @@ impl Group {
             outdated: false,
             failures: 0,
             trouble: None,
-            resting: Vec::new(),
+            resting: Resting::default(),
             fences: Fences::default(),
             database: Database::default(),
             stopping: false,
@@ -330,6 +331,7 @@ impl Group {
         }
         // Whoever claims them here next asks the store how far it is.
         self.await_applying();
+        self.resting.forget(partitions);
         let unsettled = ours && (self.in_flight.is_some() || !self.open.is_empty());
         self.messages.retain(|message| !partitions.contains(&message.partition));
         for partition in partitions {
@@ -362,11 +364,10 @@ impl Group {
     }
 
     fn reclaim_rested(&mut self) {
-        let now = Instant::now();
-        let (rested, resting): (Vec<_>, Vec<_>) = self.resting.drain(..).partition(|(until, _)| *until <= now);
-        self.resting = resting;
+        let rested = self.resting.take_rested(Instant::now());
         if !rested.is_empty() {
-            let partitions: Vec<TopicPartition> = rested.into_iter().map(|(_, partition)| partition).collect();
+            let of = |partition| TopicPartition::new(Arc::clone(&self.parts.topic), partition);
+            let partitions: Vec<TopicPartition> = rested.into_iter().map(of).collect();
             self.parts.consumer.reclaim(&partitions);
         }
     }

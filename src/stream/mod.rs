@@ -22,6 +22,8 @@
 //! | `settle.rs` | what follows from a commit's outcome |
 //! | `lasting.rs` | what lasts is told at growing intervals |
 //! | `late.rs` | late events into their place |
+//! | `fences.rs` | partitions that another worker has claimed |
+//! | `resting.rs` | partitions that are let alone for a while |
 //! | `restore.rs` | an image store that was lost, filled again beside the stream |
 //! | `tally.rs` | metrics of a batch |
 //! | `views.rs` | typed views and lookups, beside the stream |
@@ -55,6 +57,7 @@ mod lasting;
 mod late;
 mod merge;
 mod ownership;
+mod resting;
 mod restore;
 pub mod retry;
 mod room;

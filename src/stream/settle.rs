@@ -103,6 +103,7 @@ impl Group {
                     Ok(Command::Revoked { partitions, done, .. }) => {
                         // What was in hand has failed: there is nothing left to commit for them.
                         self.tasks.retain(|partition, _| !partitions.contains(partition));
+                        self.resting.forget(&partitions);
                         let _ = done.send(());
                     }
                     // It is fenced off: its next commit fails, and has it claimed again.
@@ -335,7 +336,7 @@ impl Group {
         for (partition, rest) in rests {
             if self.tasks.remove(partition).is_some() {
                 let of = TopicPartition::new(Arc::clone(&self.parts.topic), *partition);
-                self.resting.push((now + *rest, of.clone()));
+                self.resting.begin(*partition, now, *rest);
                 closed.push(of);
             }
         }

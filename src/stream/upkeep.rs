@@ -159,25 +159,23 @@ pub(super) async fn tell(health: Health, consumer: Consumer, claims: Arc<Claims>
             beat.now();
         }
         let holding = consumer.holding();
-        let halted = claims.halted().min(holding.unclaimed);
-        let (mut restoring, mut running, mut waiting) = (0, 0, 0);
+        let refused = claims.halted().min(holding.unclaimed);
+        let (mut restoring, mut running, mut waiting, mut resting) = (0, 0, 0, 0);
         for board in boards.all() {
             let tasks = board.tasks();
             restoring += tasks[0];
             running += tasks[1];
             waiting += tasks[2];
+            resting += tasks[3];
         }
-        let created = holding.unclaimed - halted;
-        let counts = [created, restoring, running, waiting, holding.released, halted];
+        // Halted is what can't be claimed as things are, and what rests in front of a message that must not be read.
+        let (created, resting) = (holding.unclaimed - refused, holding.released.min(resting));
+        let (closed, halted) = (holding.released - resting, refused + resting);
+        let counts = [created, restoring, running, waiting, closed, halted];
         for (state, count) in TASK_STATES.into_iter().zip(counts) {
             gauge!(names::TASKS, "state" => state).set(count as f64);
         }
-        health.partitions(Partitions {
-            claimed: holding.assigned,
-            unclaimed: created,
-            resting: holding.released,
-            halted,
-        });
+        health.partitions(Partitions { claimed: holding.assigned, unclaimed: created, resting: closed, halted });
         tokio::time::sleep(TELL).await;
     }
 }

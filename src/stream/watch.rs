@@ -59,6 +59,11 @@ impl Logs {
         }
     }
 
+    /// Under which epoch this process has claimed it last.
+    pub(super) fn epoch(&self, of: &TopicPartition) -> Option<i64> {
+        self.lock().get(of).map(|watched| watched.epoch)
+    }
+
     /// Partitions that are not ours any more.
     pub(super) fn gone(&self, partitions: &[TopicPartition]) {
         self.lock().retain(|of, _| !partitions.contains(of));
