@@ -187,6 +187,36 @@ async fn a_partition_with_messages_of_another_database_is_halted_and_the_others_
     assert_silent(worker.log_file());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_is_told_of_once_and_so_is_its_return() {
+    let (broker, sink, deployment) = deployment("").await;
+    let deployment = deployment.with("[kafka.extra]\n\"topic.metadata.refresh.interval.ms\" = \"500\"");
+    let mut stream = Stream::new(&broker, "calm.emea.account", 2);
+    stream.rounds(4, 0..2);
+    let mut worker = deployment.worker("one");
+    let client = sink.connect().await;
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    let began = Instant::now();
+    broker.set_reachable(false);
+    worker.wait_for_log("no broker can be reached").await;
+    // Who asks gives up after ten seconds.
+    worker.wait_for_log("topics not looked for").await;
+    broker.set_reachable(true);
+    worker.wait_for_log("a broker answers again").await;
+    // Half a minute is told of once more.
+    let most = 1 + began.elapsed().as_secs() as usize / 30;
+    let log = worker.log();
+    let told = log.matches("AllBrokersDown").count();
+    assert!((1..=most).contains(&told), "{told} times: {log}");
+    // With a new client: the old one does not get over it.
+    stream.grow(&broker.servers(), 2);
+    stream.rounds(4, 2..4);
+    caught_up(&client, &stream.ends(), &mut [&mut worker]).await;
+    assert_eq!(worker.log().matches("a broker answers again").count(), 1);
+    worker.stop();
+    assert_history(&client, &stream, "account").await;
+}
+
 /// The sum of a metric over its labels.
 fn total(metrics: &str, name: &str) -> f64 {
     let lines = metrics.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::error::KafkaError as NativeError;
+use rdkafka::error::{KafkaError as NativeError, RDKafkaErrorCode};
 
 use super::KafkaError;
 use super::inbox::lock;
@@ -362,7 +362,12 @@ impl ClientContext for ClientLog {
 
     fn error(&self, error: NativeError, reason: &str) {
         self.note(format!("{error}: {reason}"));
-        tracing::debug!(target: "librdkafka", %error, "{reason}");
+        // Said with every attempt to connect; `outage.rs` tells of it.
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            tracing::trace!(target: "librdkafka", %error, "{reason}");
+        } else {
+            tracing::debug!(target: "librdkafka", %error, "{reason}");
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError as NativeError, KafkaResult};
+use rdkafka::error::{KafkaError as NativeError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 
@@ -34,10 +34,13 @@ use super::client::ClientLog;
 use super::consumer::{ConsumerState, Ownership};
 use super::inbox::{Inbox, lock};
 use super::native::PartitionQueue;
+use super::outage::Outage;
 use super::{KafkaError, TopicPartition};
 
 /// How long the consumer thread waits for an event before it looks for other work.
 const POLL: Duration = Duration::from_millis(50);
+/// How long a broker may take to answer, where none could be reached before.
+const ANSWER: Duration = Duration::from_millis(500);
 /// Pause between two attempts to claim what an earlier claim left out.
 const CLAIM_AGAIN: Duration = Duration::from_secs(1);
 /// How long a failed client may take to let its assignment go.
@@ -122,6 +125,7 @@ impl ConsumerContext for Context {
 impl Member {
     pub(super) fn run(&self, client: Arc<BaseConsumer<Context>>) {
         let mut closing = false;
+        let mut outage = Outage::default();
         let failure = loop {
             if !closing && self.stopping.load(Ordering::Acquire) {
                 closing = true;
@@ -141,7 +145,11 @@ impl Member {
                 }
                 Some(Err(error)) => {
                     self.log.note(error.to_string());
-                    tracing::warn!(%error, "Kafka consumer");
+                    if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+                        tracing::warn!(%error, "Kafka consumer");
+                    } else if outage.met(Instant::now()) {
+                        tracing::warn!(%error, "no broker can be reached; trying again");
+                    }
                 }
                 None => {}
             }
@@ -150,10 +158,22 @@ impl Member {
                     break None;
                 }
             } else {
+                if outage.is_to_be_asked(Instant::now())
+                    && self.is_answered(&client)
+                    && let Some(after) = outage.over(Instant::now())
+                {
+                    tracing::info!(?after, "a broker answers again");
+                }
                 self.claim_due(&client);
             }
         };
         self.end(client, failure);
+    }
+
+    /// Whether a broker answers soon.
+    fn is_answered(&self, client: &BaseConsumer<Context>) -> bool {
+        let topic = self.inboxes.read().unwrap_or_else(PoisonError::into_inner).keys().next().cloned();
+        topic.is_some_and(|topic| client.fetch_metadata(Some(&topic), ANSWER).is_ok())
     }
 
     fn end(&self, client: Arc<BaseConsumer<Context>>, failure: Option<KafkaError>) {

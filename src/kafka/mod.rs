@@ -12,6 +12,7 @@
 //! | `member.rs` | the group member: its thread and its rebalance callback |
 //! | `inbox.rs` | the messages of one topic, by partition |
 //! | `native.rs` | the `unsafe` corner: polling one partition's own queue, cached watermarks |
+//! | `outage.rs` | when it is told that no broker can be reached |
 //! | `properties.rs` | which of librdkafka's own properties there are |
 //! | `metadata.rs` | topics, partitions, watermarks, cluster id: plain questions with time-outs |
 //! | `peek.rs` | the message at an offset, without a group |
@@ -58,6 +59,7 @@ mod inbox;
 mod member;
 mod metadata;
 mod native;
+mod outage;
 mod peek;
 mod properties;
 
