@@ -49,7 +49,7 @@ macro_rules! left_out {
 }
 
 #[cfg(feature = "failpoints")]
-pub use with_feature::{Failpoint, POINTS, left_out, reached};
+pub use with_feature::{DISTRUST, Failpoint, POINTS, SPLICE, VERBS, left_out, reached};
 
 #[cfg(feature = "failpoints")]
 mod with_feature {
@@ -61,7 +61,7 @@ mod with_feature {
     /// A failpoint: its name, and whether the step can be made to fail there.
     pub type Failpoint = (&'static str, bool);
 
-    /// All of them, in the order in which a process comes by.
+    /// Those of claim, restore and commit, in the order in which a worker comes by.
     pub const POINTS: &[Failpoint] = &[
         ("claim.locked", true),
         ("claim.raised", true),
@@ -84,6 +84,49 @@ mod with_feature {
         ("store.batched", false),
         ("store.written", false),
         ("offsets.told", false),
+    ];
+
+    /// Those of the transaction that puts late events in their place.
+    pub const SPLICE: &[Failpoint] = &[
+        ("splice.found", true),
+        ("splice.locked", true),
+        ("splice.adopted", true),
+        ("splice.written", true),
+        ("splice.invalidated", true),
+        ("splice.advanced", true),
+        ("splice.committed", true),
+    ];
+
+    /// Those of a worker that fences a position off, whose log is another.
+    pub const DISTRUST: &[Failpoint] =
+        &[("distrust.noted", false), ("distrust.fenced", false), ("distrust.committed", false)];
+
+    /// Those of what a person asks for, verb by verb. What a retry brings in is a claim and commits as any.
+    pub const VERBS: &[Failpoint] = &[
+        ("skip.looked", false),
+        ("skip.locked", false),
+        ("skip.noted", false),
+        ("skip.moved", false),
+        ("skip.fenced", false),
+        ("skip.committed", false),
+        ("resume.looked", false),
+        ("resume.locked", false),
+        ("resume.lifted", false),
+        ("resume.committed", false),
+        ("adopt.looked", false),
+        ("adopt.locked", false),
+        ("adopt.held", false),
+        ("adopt.fenced", false),
+        ("adopt.ended", false),
+        ("adopt.begun", false),
+        ("adopt.committed", false),
+        ("drop.committed", false),
+        ("retry.registered", false),
+        ("retry.ended", false),
+        ("retry.begun", false),
+        ("retry.claimed", false),
+        ("retry.judged", false),
+        ("retry.committed", false),
     ];
 
     /// Checks that can be left out.
@@ -137,7 +180,8 @@ mod with_feature {
     }
 
     fn find(name: &str) -> Failpoint {
-        *POINTS.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("there is no failpoint {name}"))
+        let mut all = [POINTS, SPLICE, DISTRUST, VERBS].into_iter().flatten();
+        *all.find(|(known, _)| *known == name).unwrap_or_else(|| panic!("there is no failpoint {name}"))
     }
 
     /// A process is at this place; true = the step has to fail.

@@ -14,8 +14,7 @@ use afterimage::kafka::EmbeddedBroker;
 use futures::StreamExt;
 use support::app::{App, Deployment};
 use support::audit::{assert_conserved, assert_same, caught_up, history};
-use support::names;
-use support::postgres::{Database, fresh_database, shared};
+use support::postgres::{Database, fresh_database};
 use support::stream::Stream;
 use support::wait::{LONG, wait_for};
 
@@ -58,14 +57,7 @@ impl Scene {
 
     /// A copy of the sink and of what `one` has on disk, read by a group of its own.
     async fn copy(&self) -> (Database, Deployment) {
-        let name = names::unique("failpoint");
-        let admin = support::postgres::connect(&shared().url("postgres")).await;
-        wait_for("the end of all sessions of the original", LONG, async || {
-            let made = admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {}", self.sink.name)).await;
-            made.map_err(|error| format!("{error:?}"))
-        })
-        .await;
-        let sink = Database { url: shared().url(&name), name };
+        let sink = self.sink.copy().await;
         let deployment =
             Deployment::new(&self.broker.servers(), &sink, TABLES).with("[commit]\nlinger = \"20ms\"\nmax_rows = 10");
         let client = sink.connect().await;

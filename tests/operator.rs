@@ -8,7 +8,7 @@ use std::process::Output;
 
 use serde_json::Value;
 use support::app::{App, Deployment};
-use support::audit::{Ends, assert_same, history};
+use support::audit::{Ends, assert_same, breaches, history};
 use support::kafka::Broker;
 use support::names::unique;
 use support::postgres::{Database, fresh_database};
@@ -81,14 +81,8 @@ impl World {
 
     /// The law L1, for each life of each partition, and L2.
     async fn assert_conserved(&self) {
-        let query = "SELECT p.topic, p.partition, p.incarnation, p.next_offset - p.first_offset, sum(o.events)::bigint
-                     FROM afterimage.positions p JOIN afterimage.outcomes o USING (topic, partition, incarnation)
-                     GROUP BY 1, 2, 3, 4 HAVING sum(o.events) <> p.next_offset - p.first_offset";
-        let wrong = self.client.query(query, &[]).await.unwrap();
-        assert!(wrong.is_empty(), "L1 is broken: {wrong:?}");
-        let rows = "(SELECT count(*) FROM afterimage.delta) + (SELECT count(*) FROM afterimage.keyframe WHERE kf = 0)";
-        let counted = "SELECT sum(rows_written - rows_cancelled) FROM afterimage.position";
-        assert_eq!(self.number(&format!("SELECT {rows}")).await, self.number(counted).await, "L2 is broken");
+        let breaches = breaches(&self.client).await;
+        assert!(breaches.is_empty(), "{breaches:#?}");
     }
 
     async fn number(&self, query: &str) -> i64 {

@@ -22,6 +22,7 @@ use afterimage::postgres::splice::place;
 use afterimage::postgres::{lookup, migrate};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use support::audit::assert_lawful;
 use support::postgres::{Database, fresh_database};
 use support::wait::{LONG, wait_until};
 use tokio_postgres::Client;
@@ -51,6 +52,13 @@ fn declared(topic: &str, org: &str) -> Declared {
         types: BTreeMap::new(),
         lookup: Vec::new(),
         config_hash: Vec::new(),
+    }
+}
+
+/// Whatever was refused or undone, the laws are kept.
+impl Drop for Sink {
+    fn drop(&mut self) {
+        assert_lawful(&self.database.url);
     }
 }
 

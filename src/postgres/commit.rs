@@ -97,7 +97,7 @@ pub enum CommitError {
 #[cfg(feature = "failpoints")]
 impl CommitError {
     /// A step that a test made fail.
-    fn made() -> Self {
+    pub(super) fn made() -> Self {
         CommitError::Rewind { reason: "a failpoint".into(), known: Committed::default() }
     }
 }

@@ -270,6 +270,7 @@ pub async fn begin_retry(client: &mut Client, of: &RetrySource, topic: &str) -> 
             &[(&name, Type::TEXT), (&of.object_id, Type::INT2)],
         )
         .await?;
+    failpoint!("retry.registered");
     let rows = transaction
         .query_typed("SELECT source_id FROM afterimage.source WHERE name = $1", &[(&name, Type::TEXT)])
         .await?;
@@ -280,7 +281,9 @@ pub async fn begin_retry(client: &mut Client, of: &RetrySource, topic: &str) -> 
             &[(&source_id, Type::INT2)],
         )
         .await?;
+    failpoint!("retry.ended");
     transaction.commit().await?;
+    failpoint!("retry.begun");
     Ok(source_id)
 }
 
@@ -290,7 +293,7 @@ pub async fn begin_retry(client: &mut Client, of: &RetrySource, topic: &str) -> 
 /// When the statement fails.
 pub async fn drop(client: &Client, which: &Letters) -> Result<u64, tokio_postgres::Error> {
     let open = Letters { resolved: false, ..which.clone() };
-    client
+    let dropped = client
         .execute_typed(
             &format!(
                 "UPDATE afterimage.dead_letter d SET resolved_at = clock_timestamp(), outcome = 'dropped' \
@@ -298,5 +301,7 @@ pub async fn drop(client: &Client, which: &Letters) -> Result<u64, tokio_postgre
             ),
             &parameters(&open),
         )
-        .await
+        .await?;
+    failpoint!("drop.committed");
+    Ok(dropped)
 }

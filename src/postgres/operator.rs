@@ -237,8 +237,10 @@ pub async fn skip(
     another_log: bool,
     reason: &str,
 ) -> Result<(), OperatorError> {
+    failpoint!("skip.looked");
     let transaction = client.transaction().await?;
     unmoved(&transaction, &[at]).await?;
+    failpoint!("skip.locked");
     if to > at.next {
         transaction
             .execute_typed(
@@ -246,6 +248,7 @@ pub async fn skip(
                 &[(&at.position_id, Type::INT4), (&at.next, Type::INT8), (&to, Type::INT8), (&reason, Type::TEXT)],
             )
             .await?;
+        failpoint!("skip.noted");
     }
     transaction
         .execute_typed(
@@ -257,8 +260,11 @@ pub async fn skip(
             &[(&at.position_id, Type::INT4), (&to, Type::INT8), (&another_log, Type::BOOL)],
         )
         .await?;
+    failpoint!("skip.moved");
     fence(&transaction, &[at.position_id], "offsets skip").await?;
+    failpoint!("skip.fenced");
     transaction.commit().await?;
+    failpoint!("skip.committed");
     Ok(())
 }
 
@@ -292,8 +298,11 @@ pub async fn distrust(
     if held == 0 {
         return Ok(false);
     }
+    failpoint!("distrust.noted");
     fence(&transaction, &[position_id], "another log").await?;
+    failpoint!("distrust.fenced");
     transaction.commit().await?;
+    failpoint!("distrust.committed");
     Ok(true)
 }
 
@@ -302,8 +311,10 @@ pub async fn distrust(
 /// # Errors
 /// See [`OperatorError`].
 pub async fn resume(client: &mut Client, standings: &[&Standing]) -> Result<(), OperatorError> {
+    failpoint!("resume.looked");
     let transaction = client.transaction().await?;
     unmoved(&transaction, standings).await?;
+    failpoint!("resume.locked");
     let ids: Vec<PositionId> = standings.iter().map(|one| one.position_id).collect();
     transaction
         .execute_typed(
@@ -311,7 +322,9 @@ pub async fn resume(client: &mut Client, standings: &[&Standing]) -> Result<(), 
             &[(&ids, Type::INT4_ARRAY)],
         )
         .await?;
+    failpoint!("resume.lifted");
     transaction.commit().await?;
+    failpoint!("resume.committed");
     Ok(())
 }
 
@@ -344,10 +357,12 @@ pub struct Life<'a> {
 /// # Errors
 /// See [`OperatorError`].
 pub async fn adopt(client: &mut Client, adoption: &Adoption<'_>) -> Result<(), OperatorError> {
+    failpoint!("adopt.looked");
     let transaction = client.transaction().await?;
     // As whoever registers topics: a worker that starts now sees the topic before or after, and not in between.
     transaction.batch_execute("SELECT pg_advisory_xact_lock(hashtext('afterimage.registry'))").await?;
     unmoved(&transaction, &adoption.seen).await?;
+    failpoint!("adopt.locked");
     if let Some((cluster, group)) = adoption.holder {
         transaction
             .execute_typed(
@@ -355,10 +370,12 @@ pub async fn adopt(client: &mut Client, adoption: &Adoption<'_>) -> Result<(), O
                 &[(&adoption.source_id, Type::INT2), (&cluster, Type::TEXT), (&group, Type::TEXT)],
             )
             .await?;
+        failpoint!("adopt.held");
     }
     // Whoever held any of it under the old order writes nothing more.
     let ids: Vec<PositionId> = adoption.seen.iter().map(|one| one.position_id).collect();
     fence(&transaction, &ids, "offsets adopt").await?;
+    failpoint!("adopt.fenced");
     for Life { old, start, passed } in &adoption.lives {
         let (source_at, lsn) = passed.map_or((None, None), |passed| (Some(Moment(passed.ts)), Some(passed.lsn as i64)));
         transaction
@@ -367,6 +384,7 @@ pub async fn adopt(client: &mut Client, adoption: &Adoption<'_>) -> Result<(), O
                 &[(&old.position_id, Type::INT4)],
             )
             .await?;
+        failpoint!("adopt.ended");
         if let Some(start) = start {
             transaction
                 .execute_typed(
@@ -383,8 +401,10 @@ pub async fn adopt(client: &mut Client, adoption: &Adoption<'_>) -> Result<(), O
                     ],
                 )
                 .await?;
+            failpoint!("adopt.begun");
         }
     }
     transaction.commit().await?;
+    failpoint!("adopt.committed");
     Ok(())
 }

@@ -156,6 +156,7 @@ pub async fn place(
         .collect::<Result<_, _>>()?;
     ensure_months(client, &months.iter().map(|at| at.0).collect::<Vec<_>>()).await?;
 
+    failpoint!("splice.found", CommitError::made());
     let transaction = client.transaction().await?;
     transaction
         .batch_execute(
@@ -174,7 +175,9 @@ pub async fn place(
     let mut placed = Placed { more, ..Placed::default() };
     let donors: Vec<PositionId> = orphans.values().copied().collect();
     let mut expected = lock(&transaction, &[&steps], &donors, held, &mut placed.committed).await?;
+    failpoint!("splice.locked", CommitError::made());
     adopt(&transaction, object.object_id, &orphans, *adopter, &mut expected).await?;
+    failpoint!("splice.adopted", CommitError::made());
     let found = read(&transaction, &rids, &homes).await?;
     let mut void: Vec<(PositionId, i32, Box<str>)> = Vec::new();
     for (rid, one) in found {
@@ -189,6 +192,7 @@ pub async fn place(
                     step.counters.add(Counter::RowsCancelled, splice.removed);
                 }
                 write(&transaction, object.object_id, rid, &splice).await?;
+                failpoint!("splice.written", CommitError::made());
                 for (.., version) in &splice.placed {
                     *if *version { &mut placed.versions } else { &mut placed.noops } += 1;
                 }
@@ -205,8 +209,11 @@ pub async fn place(
     let object_id = object.object_id;
     let rewritten = void.iter().map(|(home, rid, identity)| (*home, *rid, &**identity));
     invalidate(&transaction, object_id, "s", rewritten, &mut expected).await?;
+    failpoint!("splice.invalidated", CommitError::made());
     advance(&transaction, &[&steps], held, &expected).await?;
+    failpoint!("splice.advanced", CommitError::made());
     transaction.commit().await?;
+    failpoint!("splice.committed", CommitError::Unknown(tokio_postgres::Error::__private_api_timeout()));
     let gone = void.into_iter().map(|(position_id, _, identity)| Invalidated { position_id, object_id, identity });
     placed.committed.invalidated.extend(gone);
     placed.committed.inval_seq.extend(expected.into_iter().filter(|(position, _)| held.contains_key(position)));

@@ -113,6 +113,7 @@ pub async fn retry(
     };
     let (claims, _) = claim(sink, claimant, &[wanted]).await?;
     let claim = claims.into_iter().next().ok_or(RetryError::Another)?;
+    failpoint!("retry.claimed");
     let fields = registry::fields(&client, source.object_id).await?;
     let facts = ObjectFacts {
         object_id: source.object_id,
@@ -223,12 +224,14 @@ impl Run {
             let months: Vec<Micros> = batch.deltas.iter().chain(&batch.deltas_after).map(|row| row.at).collect();
             registry::ensure_months(&self.client, &months).await?;
             let held = BTreeMap::from([(self.claim.position_id, self.held)]);
+            failpoint!("retry.judged");
             match commit(&mut self.client, &[&batch], &held).await {
                 Ok(committed) => {
                     self.held.next = batch.advances[0].to;
                     if let Some(seq) = committed.inval_seq.get(&self.claim.position_id) {
                         self.held.inval_seq = *seq;
                     }
+                    failpoint!("retry.committed");
                     for one in &batch.resolved {
                         *retried.outcomes.entry(one.outcome).or_default() += 1;
                     }

@@ -6,9 +6,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use afterimage::demo::child::{self, LastSignal};
 
+use super::audit::assert_lawful;
 use super::postgres::{Database, fresh_database};
 use super::wait::{LONG, wait_blocking, wait_for};
 
@@ -21,6 +23,8 @@ pub struct Deployment {
     tables: String,
     json_logs: bool,
     pooled: bool,
+    /// It made its sink's schema, so it answers for what is in there when the test ends.
+    migrated: AtomicBool,
     dir: tempfile::TempDir,
 }
 
@@ -45,6 +49,7 @@ impl Deployment {
             tables: tables.into(),
             json_logs: false,
             pooled: false,
+            migrated: AtomicBool::new(false),
             dir: tempfile::tempdir().unwrap(),
         }
     }
@@ -125,6 +130,7 @@ impl Deployment {
     pub fn migrate(&self) -> String {
         let output = self.spawn_migrate().wait_with_output().unwrap();
         assert!(output.status.success(), "migrate: {output:?}");
+        self.migrated.store(true, Ordering::Relaxed);
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -135,15 +141,25 @@ impl Deployment {
 
     /// Runs another verb to its end; its output.
     pub fn verb(&self, verb: &str, arguments: &[&str]) -> Output {
-        self.command(verb, verb).args(arguments).output().unwrap()
+        self.verb_with(verb, arguments, &[])
+    }
+
+    /// Runs another verb to its end, with more variables in its environment; its output.
+    pub fn verb_with(&self, verb: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+        self.command(verb, verb).args(arguments).envs(variables.iter().copied()).output().unwrap()
     }
 
     /// Starts another verb, which writes its result there.
     pub fn start(&self, verb: &str, arguments: &[&str], stdout: Stdio) -> App {
+        self.start_with(verb, arguments, stdout, &[])
+    }
+
+    /// Starts another verb, with more variables in its environment.
+    pub fn start_with(&self, verb: &str, arguments: &[&str], stdout: Stdio, variables: &[(&str, &str)]) -> App {
         let log = self.dir.path().join(format!("{verb}.log"));
         let out = File::options().create(true).append(true).open(&log).unwrap();
         let mut command = self.command(verb, verb);
-        command.args(arguments).stdout(stdout).stderr(out);
+        command.args(arguments).envs(variables.iter().copied()).stdout(stdout).stderr(out);
         let from = fs::metadata(&log).map_or(0, |file| file.len());
         App { child: Some(child::spawn_bound(command, LastSignal::Kill).unwrap()), log, from: from as usize }
     }
@@ -162,6 +178,15 @@ impl Deployment {
         command.stdout(out.try_clone().unwrap()).stderr(out);
         let from = fs::metadata(&log).map_or(0, |file| file.len());
         App { child: Some(child::spawn_bound(command, LastSignal::Kill).unwrap()), log, from: from as usize }
+    }
+}
+
+/// Every test ends with the laws kept (`audit::assert_lawful`).
+impl Drop for Deployment {
+    fn drop(&mut self) {
+        if *self.migrated.get_mut() {
+            assert_lawful(&self.url);
+        }
     }
 }
 

@@ -83,19 +83,7 @@ pub async fn faults(sink: &Client, ends: &Ends) -> Vec<String> {
         .await
         .unwrap();
     faults.extend(wrong.iter().map(|row| format!("L1 is broken: {}", row.get::<_, &str>(0))));
-    let row = sink
-        .query_one(
-            "SELECT (SELECT count(*) FROM afterimage.delta) + (SELECT count(*) FROM afterimage.keyframe WHERE kf = 0),
-               (SELECT sum(rows_written - rows_cancelled - rows_erased - rows_retired)::bigint FROM afterimage.position),
-               (SELECT count(*) FROM afterimage.changes)",
-            &[],
-        )
-        .await
-        .unwrap();
-    let (rows, counted, shown): (i64, Option<i64>, i64) = (row.get(0), row.get(1), row.get(2));
-    if (Some(rows), rows) != (counted, shown) {
-        faults.push(format!("L2 is broken: {rows} rows, {counted:?} counted, {shown} shown"));
-    }
+    faults.extend(breaches(sink).await);
     let broken = sink
         .query(
             "SELECT format('%s.%s %s: %s versions, the last is %s', org, object, sfid, count(*), max(seq))
@@ -121,6 +109,57 @@ pub async fn faults(sink: &Client, ends: &Ends) -> Vec<String> {
     faults
         .extend(nobodys.iter().map(|row| format!("rows of rid {} without a chain or a record", row.get::<_, i32>(0))));
     faults
+}
+
+/// What breaks L1, in each life of each partition, or L2, wherever the positions stand. Each is asked in one statement, so it
+/// must hold at any moment.
+pub async fn breaches(sink: &Client) -> Vec<String> {
+    let wrong = sink
+        .query(
+            "SELECT format('%s %s, life %s: from %s, to %s, %s outcomes', p.topic, p.partition, p.incarnation, p.first_offset,
+               p.next_offset, sum(o.events))
+             FROM afterimage.positions p LEFT JOIN afterimage.outcomes o USING (topic, partition, incarnation)
+             GROUP BY p.topic, p.partition, p.incarnation, p.first_offset, p.next_offset
+             HAVING sum(o.events) IS DISTINCT FROM p.next_offset - p.first_offset",
+            &[],
+        )
+        .await
+        .unwrap();
+    let mut breaches: Vec<String> = wrong.iter().map(|row| format!("L1 is broken: {}", row.get::<_, &str>(0))).collect();
+    let row = sink
+        .query_one(
+            "SELECT (SELECT count(*) FROM afterimage.delta) + (SELECT count(*) FROM afterimage.keyframe WHERE kf = 0),
+               (SELECT coalesce(sum(rows_written - rows_cancelled - rows_erased - rows_retired), 0)::bigint
+                FROM afterimage.position),
+               (SELECT count(*) FROM afterimage.changes)",
+            &[],
+        )
+        .await
+        .unwrap();
+    let (rows, counted, shown): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    if (rows, rows) != (counted, shown) {
+        breaches.push(format!("L2 is broken: {rows} rows, {counted} counted, {shown} shown"));
+    }
+    breaches
+}
+
+/// At the end of a test, for what is dropped then: L1 and L2 hold in the sink that it wrote, whatever the test was about.
+///
+/// # Panics
+/// When they do not, or the sink does not answer. Never while the test fails for a reason of its own.
+pub fn assert_lawful(url: &str) {
+    if std::thread::panicking() {
+        return;
+    }
+    // The test's own runtime can't be waited for here.
+    let breaches = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { breaches(&super::postgres::connect(url).await).await })
+        });
+        asked.join().unwrap_or_else(|_| vec!["the sink could not be asked".to_owned()])
+    });
+    assert!(breaches.is_empty(), "{breaches:#?}");
 }
 
 /// The counts of one outcome, over all partitions.

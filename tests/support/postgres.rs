@@ -6,6 +6,7 @@ use afterimage::demo::postgres::{PostgresOptions, PrivatePostgres};
 use tokio_postgres::{Client, NoTls};
 
 use super::names;
+use super::wait::{LONG, wait_for};
 
 /// The server all tests of this binary share: `wal_level=logical`, so that it can be a connector's source as well as
 /// the sink. It is never dropped; it and its files go when the process does.
@@ -33,6 +34,20 @@ impl Database {
     /// A new session. Its driver task belongs to the calling test's runtime.
     pub async fn connect(&self) -> Client {
         connect(&self.url).await
+    }
+}
+
+impl Database {
+    /// A copy of it, once nobody uses it.
+    pub async fn copy(&self) -> Database {
+        let name = names::unique("copy");
+        let admin = connect(&shared().url("postgres")).await;
+        wait_for("the end of all sessions of the original", LONG, async || {
+            let made = admin.batch_execute(&format!("CREATE DATABASE {name} TEMPLATE {}", self.name)).await;
+            made.map_err(|error| format!("{error:?}"))
+        })
+        .await;
+        Database { url: shared().url(&name), name }
     }
 }
 
