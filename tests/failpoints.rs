@@ -1,5 +1,5 @@
 //! What is left when a worker ends, fails or is held up between any two steps of a claim, a restore or a commit (protocol
-//! D1, D3-D5, D13): whatever it was, the history comes out whole. `src/failpoint.rs` has the list of the places.
+//! D1, D3-D5, D13), or of the transaction that puts late events in their place (D20): whatever it was, the history comes out whole. `src/failpoint.rs` has the list of the places.
 #![cfg(feature = "failpoints")]
 
 mod support;
@@ -9,11 +9,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use afterimage::failpoint::POINTS;
+use afterimage::failpoint::{POINTS, SPLICE};
 use afterimage::kafka::EmbeddedBroker;
 use futures::StreamExt;
 use support::app::{App, Deployment};
-use support::audit::{assert_conserved, assert_same, caught_up, history};
+use support::audit::{Ends, assert_conserved, assert_same, caught_up, history};
 use support::postgres::{Database, fresh_database};
 use support::stream::Stream;
 use support::wait::{LONG, wait_for};
@@ -31,6 +31,8 @@ struct Scene {
     stream: Stream,
     sink: Database,
     state: PathBuf,
+    /// Ends of positions that no worker reads for.
+    others: Ends,
     _deployment: Deployment,
 }
 
@@ -52,7 +54,40 @@ impl Scene {
         // Two of these are new.
         stream.rounds(14, 6..9);
         let state = deployment.state_dir("one");
-        Scene { broker, stream, sink, state, _deployment: deployment }
+        Scene { broker, stream, sink, state, others: Ends::new(), _deployment: deployment }
+    }
+
+    /// A topic that is read but for one partition, which lagged while the records moved: what it brings is late. Half of the
+    /// records are at home where no worker is.
+    async fn late() -> Scene {
+        let broker = EmbeddedBroker::start(1).unwrap();
+        let sink = fresh_database().await;
+        let deployment = Deployment::new(&broker.servers(), &sink, TABLES);
+        deployment.migrate();
+        let mut stream = Stream::new(&broker, "calm.emea.account", 3);
+        stream.rounds(12, 0..3);
+        stream.hold(1);
+        stream.rounds(12, 3..6);
+        stream.reload();
+        stream.rounds(12, 6..9);
+        let client = sink.connect().await;
+        let mut worker = deployment.worker("one");
+        caught_up(&client, &stream.arrived(), &mut [&mut worker]).await;
+        worker.stop();
+        let retried = "WITH s AS ( \
+                         INSERT INTO afterimage.source (name, kind, topic, org_id, object_id) \
+                         SELECT name || ' (retry)', 'retry', name || ' (retry)', org_id, object_id FROM afterimage.source \
+                         RETURNING source_id), \
+                       p AS ( \
+                         INSERT INTO afterimage.position (source_id, partition, first_next, next, live) \
+                         SELECT source_id, 0, 0, 0, false FROM s RETURNING position_id) \
+                       UPDATE afterimage.record SET home = (SELECT position_id FROM p) WHERE rid % 2 = 0";
+        assert_eq!(client.execute(retried, &[]).await.unwrap(), 6);
+        stream.release();
+        let others = Ends::from([((format!("{} (retry)", stream.topic), 0), 0)]);
+        // No store knows of these moves, so nobody gets that of `one`.
+        let state = deployment.state_dir("one");
+        Scene { broker, stream, sink, state, others, _deployment: deployment }
     }
 
     /// A copy of the sink and of what `one` has on disk, read by a group of its own.
@@ -70,7 +105,8 @@ impl Scene {
         let client = sink.connect().await;
         caught_up(&client, &self.stream.ends(), &mut [worker]).await;
         assert_same(&history(&client, "emea", "account").await, &self.stream.wanted());
-        assert_conserved(&client, &self.stream.ends()).await;
+        let ends = self.stream.ends().into_iter().chain(self.others.clone());
+        assert_conserved(&client, &ends.collect()).await;
     }
 }
 
@@ -151,4 +187,54 @@ async fn a_worker_held_up_before_commit_loses_its_partitions_and_writes_nothing_
     for worker in [&mut frozen, &mut other] {
         worker.stop();
     }
+}
+
+/// All that came late has a place, and a worker that stops leaves the images that the sink has.
+async fn assert_placed(sink: &Database, deployment: &Deployment, worker: &mut App) {
+    let query = "SELECT count(*) FILTER (WHERE outcome = 'version'), count(*) FILTER (WHERE outcome = 'no-op'), count(*) \
+                 FROM afterimage.late_events";
+    let row = sink.connect().await.query_one(query, &[]).await.unwrap();
+    let (versions, noops, all): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    assert!(versions > 0 && noops > 0 && versions + noops == all, "{versions} {noops} of {all}");
+    worker.stop();
+    let dir = deployment.state_dir("one");
+    let state = deployment.verb("state", &["verify", "--all", "--json", "--state-dir", dir.to_str().unwrap()]);
+    assert!(state.status.success(), "{state:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_events_are_placed_whatever_step_of_it_a_worker_dies_at() {
+    let scene = Scene::late().await;
+    let mut cases: Vec<(&str, String)> = SPLICE.iter().map(|(name, _)| (*name, format!("{name}=exit"))).collect();
+    // And where one record has been written, and others are not.
+    cases.push(("splice.written", "splice.written=exit@2".to_owned()));
+    let mut running = futures::stream::iter(cases)
+        .map(async |(name, action)| {
+            let (sink, deployment) = scene.copy().await;
+            let mut dies = deployment.worker_with("one", &[("FAILPOINTS", &action)]);
+            dies.wait_for_log(&format!("failpoint {name}\n")).await;
+            assert_eq!(dies.ended().signal(), Some(libc::SIGABRT), "{action}");
+            let mut worker = deployment.worker("one");
+            scene.assert_whole(&sink, &mut worker).await;
+            assert_placed(&sink, &deployment, &mut worker).await;
+            action
+        })
+        .buffer_unordered(8);
+    while let Some(action) = running.next().await {
+        println!("{action}: whole");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn late_events_are_placed_after_every_step_of_it_has_failed() {
+    let scene = Scene::late().await;
+    let (sink, deployment) = scene.copy().await;
+    let actions: Vec<String> = SPLICE.iter().map(|(name, _)| format!("{name}=error")).collect();
+    let mut worker = deployment.worker_with("one", &[("FAILPOINTS", &actions.join(","))]);
+    scene.assert_whole(&sink, &mut worker).await;
+    let log = worker.log();
+    for (name, _) in SPLICE {
+        assert!(log.contains(&format!("failpoint {name}\n")), "{name} was not come by:\n{log}");
+    }
+    assert_placed(&sink, &deployment, &mut worker).await;
 }

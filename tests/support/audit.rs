@@ -125,7 +125,8 @@ pub async fn breaches(sink: &Client) -> Vec<String> {
         )
         .await
         .unwrap();
-    let mut breaches: Vec<String> = wrong.iter().map(|row| format!("L1 is broken: {}", row.get::<_, &str>(0))).collect();
+    let mut breaches: Vec<String> =
+        wrong.iter().map(|row| format!("L1 is broken: {}", row.get::<_, &str>(0))).collect();
     let row = sink
         .query_one(
             "SELECT (SELECT count(*) FROM afterimage.delta) + (SELECT count(*) FROM afterimage.keyframe WHERE kf = 0),
