@@ -202,12 +202,12 @@ struct Run {
 impl Run {
     /// Judges and commits some letters, in this order.
     async fn bring_in(&mut self, at: &[(PositionId, i64)], retried: &mut Retried) -> Result<(), RetryError> {
-        let bodies = dead_letters::bodies(&self.client, at).await?;
-        let mut by_place: BTreeMap<(PositionId, i64), Body> =
-            bodies.into_iter().map(|body| ((body.position_id, body.offset), body)).collect();
-        // Somebody else may have settled one meanwhile.
-        let bodies: Vec<Body> = at.iter().filter_map(|at| by_place.remove(at)).collect();
         for _ in 0..TRIES {
+            let bodies = dead_letters::bodies(&self.client, at).await?;
+            let mut by_place: BTreeMap<(PositionId, i64), Body> =
+                bodies.into_iter().map(|body| ((body.position_id, body.offset), body)).collect();
+            // Somebody else may have settled one meanwhile, also since the last try.
+            let bodies: Vec<Body> = at.iter().filter_map(|at| by_place.remove(at)).collect();
             self.overlay.clear();
             self.open = OpenBatch::new(self.open.number() + 1);
             self.resolved.clear();
