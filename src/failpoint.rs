@@ -49,7 +49,7 @@ macro_rules! left_out {
 }
 
 #[cfg(feature = "failpoints")]
-pub use with_feature::{DISTRUST, Failpoint, POINTS, SPLICE, VERBS, left_out, reached};
+pub use with_feature::{Failpoint, POINTS, SPLICE, VERBS, left_out, reached};
 
 #[cfg(feature = "failpoints")]
 mod with_feature {
@@ -96,10 +96,6 @@ mod with_feature {
         ("splice.advanced", true),
         ("splice.committed", true),
     ];
-
-    /// Those of a worker that fences a position off, whose log is another.
-    pub const DISTRUST: &[Failpoint] =
-        &[("distrust.noted", false), ("distrust.fenced", false), ("distrust.committed", false)];
 
     /// Those of what a person asks for, verb by verb. What a retry brings in is a claim and commits as any.
     pub const VERBS: &[Failpoint] = &[
@@ -180,7 +176,7 @@ mod with_feature {
     }
 
     fn find(name: &str) -> Failpoint {
-        let mut all = [POINTS, SPLICE, DISTRUST, VERBS].into_iter().flatten();
+        let mut all = [POINTS, SPLICE, VERBS].into_iter().flatten();
         *all.find(|(known, _)| *known == name).unwrap_or_else(|| panic!("there is no failpoint {name}"))
     }
 

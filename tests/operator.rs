@@ -5,6 +5,7 @@
 mod support;
 
 use std::process::Output;
+use std::time::Duration;
 
 use serde_json::Value;
 use support::app::{App, Deployment};
@@ -13,7 +14,7 @@ use support::kafka::Broker;
 use support::names::unique;
 use support::postgres::{Database, fresh_database};
 use support::stream::{Stream, VALUE};
-use support::wait::{LONG, wait_for};
+use support::wait::{LONG, let_pass, wait_for};
 use tokio_postgres::Client;
 
 /// A sink with its schema, and a deployment that reads `<connector>.emea.*` into it.
@@ -483,22 +484,87 @@ async fn an_image_store_at_rest_can_be_looked_into_compared_and_thrown_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_made_anew_under_a_worker_is_halted() {
+async fn a_topic_made_anew_under_a_worker_is_halted_longer_or_shorter_until_it_is_adopted() {
     let world = World::new().await;
-    let mut stream = world.stream("account", 1).await;
+    let mut longer = world.stream("account", 1).await;
+    let mut shorter = world.stream("lead", 1).await;
     let mut contact = world.stream("contact", 1).await;
-    stream.rounds(8, 0..6);
+    longer.rounds(8, 0..6);
+    shorter.rounds(8, 0..6);
     contact.rounds(8, 0..2);
     let mut worker = world.deployment.worker("one");
-    let mut ends = stream.ends();
+    let mut ends = longer.ends();
+    ends.extend(shorter.ends());
     ends.extend(contact.ends());
     world.read_to(&ends, &mut worker).await;
-    world.make_anew(&mut stream).await;
-    stream.rounds(8, 6..24);
-    world.halted(&mut worker, 1).await;
+    world.make_anew(&mut longer).await;
+    longer.rounds(8, 6..24);
+    world.make_anew(&mut shorter).await;
+    shorter.rounds(8, 6..8);
+    world.halted(&mut worker, 2).await;
     contact.rounds(8, 2..4);
     ends.extend(contact.ends());
     world.read_to(&ends, &mut worker).await;
     assert_eq!(world.next().await, ends);
+    assert_eq!(world.number("SELECT count(*) FROM afterimage.gaps").await, 0, "none of it is taken for a gap");
+    for (stream, log) in [(&longer, "other"), (&shorter, "short")] {
+        let shown = world.json("offsets", &["show", "--topic", &stream.topic]);
+        assert_eq!(shown["partitions"][0]["log"], log, "{shown}");
+        let halt = shown["partitions"][0]["halt"].as_str().unwrap();
+        assert!(halt.contains(&format!("`afterimage offsets adopt {}", stream.topic)), "{halt}");
+        world.done("offsets", &["adopt", &stream.topic]);
+        ends.extend(stream.ends());
+    }
+    world.read_to(&ends, &mut worker).await;
+    world.halted(&mut worker, 0).await;
+    for stream in [&longer, &shorter, &contact] {
+        let object = stream.topic.rsplit('.').next().unwrap();
+        assert_same(&history(&world.client, "emea", object).await, &stream.wanted());
+    }
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_broker_drops_under_a_worker_before_it_is_read_is_a_gap() {
+    let world = World::new().await;
+    let mut stream = world.stream("account", 2).await;
+    stream.rounds(8, 0..3);
+    let mut worker = world.deployment.worker("one");
+    world.read_to(&stream.ends(), &mut worker).await;
+    // What is dropped would be dead letters if anybody read it. A fetch that is under way when the worker is stopped may
+    // bring it in all the same: then once more.
+    let gaps = "SELECT count(*) FROM afterimage.gaps";
+    let (mut read, mut rounds) = (stream.next[0], 3);
+    while world.number(gaps).await == 0 {
+        assert!(rounds < 10, "it is never late:\n{}", worker.log());
+        read = stream.next[0];
+        worker.signal(libc::SIGSTOP);
+        // As long as the broker keeps a fetch.
+        let_pass(Duration::from_secs(1)).await;
+        for n in 0..7 {
+            stream.send(0, None, Some(format!("{VALUE} {n}").as_bytes()));
+        }
+        stream.flush();
+        world.broker.delete_before(&stream.topic, 0, read + 7).await;
+        stream.rounds(8, rounds..rounds + 1);
+        rounds += 1;
+        worker.signal(libc::SIGCONT);
+        world.read_to(&stream.ends(), &mut worker).await;
+    }
+    let query = "SELECT topic, partition, from_offset, to_offset, reason FROM afterimage.gaps";
+    let gap = world.client.query_one(query, &[]).await.unwrap();
+    assert_eq!((gap.get::<_, &str>(0), gap.get(1)), (&*stream.topic, 0));
+    assert_eq!(
+        (gap.get(2), gap.get(3), gap.get::<_, &str>(4)),
+        (read, read + 7, "the broker dropped them before they were read")
+    );
+    assert_eq!(world.number("SELECT sum(events) FROM afterimage.outcomes WHERE outcome = 'gap'").await, 7);
+    let log = worker.log();
+    for part in ["the broker does not deliver", "gap: offsets were gone before they were read"] {
+        assert!(log.contains(part), "{part}:\n{log}");
+    }
+    world.halted(&mut worker, 0).await;
+    assert_same(&history(&world.client, "emea", "account").await, &stream.wanted());
+    world.assert_conserved().await;
     worker.stop();
 }

@@ -298,11 +298,8 @@ pub async fn distrust(
     if held == 0 {
         return Ok(false);
     }
-    failpoint!("distrust.noted");
     fence(&transaction, &[position_id], "another log").await?;
-    failpoint!("distrust.fenced");
     transaction.commit().await?;
-    failpoint!("distrust.committed");
     Ok(true)
 }
 

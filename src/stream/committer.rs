@@ -74,6 +74,13 @@ impl Committers {
         Committers { queue }
     }
 
+    /// No committers, but what is sent to them.
+    #[cfg(test)]
+    pub(super) fn queued() -> (Self, mpsc::UnboundedReceiver<Request>) {
+        let (queue, requests) = mpsc::unbounded_channel();
+        (Committers { queue }, requests)
+    }
+
     /// Sends a batch. If the committers are gone the answer's sender is dropped, which its receiver sees.
     pub fn send(&self, request: Request) {
         let _ = self.queue.send(request);

@@ -596,3 +596,6 @@ impl Group {
 
 /// Shared between the supervisor and the ownership callbacks: a topic's inbox, once the consumer has made it.
 pub type InboxCell = Arc<OnceLock<Arc<Inbox>>>;
+
+#[cfg(test)]
+mod tests;
