@@ -330,9 +330,9 @@ async fn what_is_dropped_under_a_retry_is_left_out_and_the_rest_is_brought_in() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_script_reads_what_was_shown_resumed_and_adopted() {
+async fn a_script_reads_all_of_a_dead_letter_but_its_bytes() {
     let scene = Scene::set().await;
-    let at = scene.copy("resume").await;
+    let at = scene.copy("drop").await;
     let junk = scene.next - 1;
     let show = ["show", TOPIC, "--partition", "0", "--offset", &junk.to_string(), "--json"].map(str::to_owned);
     let show: Vec<&str> = show.iter().map(String::as_str).collect();
@@ -354,10 +354,20 @@ async fn a_script_reads_what_was_shown_resumed_and_adopted() {
     let shown: Value = serde_json::from_slice(&at.deployment.verb("dead-letters", &show).stdout).unwrap();
     assert_eq!(shown["outcome"], "dropped");
     assert!(shown["resolved_at"].is_string(), "{shown}");
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_reads_which_partitions_were_resumed() {
+    let scene = Scene::set().await;
+    let at = scene.copy("resume").await;
     assert_eq!(at.done("resume"), json!({ "topic": TOPIC, "resumed": [0] }));
     assert_eq!(at.done("resume"), json!({ "topic": TOPIC, "resumed": [] }));
+    at.assert_whole().await;
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_reads_what_would_be_adopted_and_what_was() {
+    let scene = Scene::set().await;
     let at = scene.copy("adopt").await;
     let cluster: String = at.client.query_one("SELECT cluster_id FROM afterimage.source", &[]).await.unwrap().get(0);
     let group = at.deployment.group_name();
