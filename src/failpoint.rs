@@ -49,7 +49,7 @@ macro_rules! left_out {
 }
 
 #[cfg(feature = "failpoints")]
-pub use with_feature::{Failpoint, POINTS, SPLICE, VERBS, left_out, reached};
+pub use with_feature::{DOUBT, Failpoint, POINTS, SPLICE, VERBS, left_out, reached};
 
 #[cfg(feature = "failpoints")]
 mod with_feature {
@@ -85,6 +85,9 @@ mod with_feature {
         ("store.written", false),
         ("offsets.told", false),
     ];
+
+    /// That of a worker that has found another log under it.
+    pub const DOUBT: Failpoint = ("logs.doubted", false);
 
     /// Those of the transaction that puts late events in their place.
     pub const SPLICE: &[Failpoint] = &[
@@ -176,7 +179,7 @@ mod with_feature {
     }
 
     fn find(name: &str) -> Failpoint {
-        let mut all = [POINTS, SPLICE, VERBS].into_iter().flatten();
+        let mut all = [POINTS, SPLICE, VERBS, &[DOUBT]].into_iter().flatten();
         *all.find(|(known, _)| *known == name).unwrap_or_else(|| panic!("there is no failpoint {name}"))
     }
 

@@ -7,6 +7,7 @@ mod support;
 use std::process::Output;
 use std::time::Duration;
 
+use afterimage::failpoint::DOUBT;
 use serde_json::Value;
 use support::app::{App, Deployment};
 use support::audit::{Ends, assert_same, breaches, caught_up, history};
@@ -525,6 +526,39 @@ async fn a_topic_made_anew_under_a_worker_is_halted_longer_or_shorter_until_it_i
         assert_same(&history(&world.client, "emea", object).await, &stream.wanted());
     }
     worker.stop();
+}
+
+/// Dead before it has told the sink, which knows the new log's last message already: the next worker looks at what this one
+/// had looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_made_anew_under_a_worker_that_dies_is_halted_by_the_next_one() {
+    let world = World::new().await;
+    let mut stream = world.stream("account", 2).await;
+    stream.rounds(8, 0..6);
+    let dir = tempfile::tempdir().unwrap();
+    let action = format!("{}=pause:{}", DOUBT.0, dir.path().join("never").display());
+    let mut worker = world.deployment.worker_with("one", &[("FAILPOINTS", &action)]);
+    world.read_to(&stream.ends(), &mut worker).await;
+    wait_for("what the logs are known by", LONG, async || {
+        let pins = world.number("SELECT count(pin_offset) FROM afterimage.position").await;
+        if pins == 2 { Ok(()) } else { Err(format!("{pins} of 2")) }
+    })
+    .await;
+    // It finds the new log where the old one was, and as long.
+    worker.signal(libc::SIGSTOP);
+    world.make_anew(&mut stream).await;
+    stream.rounds(8, 6..24);
+    worker.signal(libc::SIGCONT);
+    world.read_to(&stream.ends(), &mut worker).await;
+    worker.kill9();
+    let mut next = world.deployment.worker("two");
+    world.halted(&mut next, 2).await;
+    world.done("offsets", &["adopt", &stream.topic]);
+    world.read_to(&stream.ends(), &mut next).await;
+    caught_up(&world.client, &Ends::new(), &mut [&mut next]).await;
+    world.halted(&mut next, 0).await;
+    assert_same(&history(&world.client, "emea", "account").await, &stream.wanted());
+    next.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]

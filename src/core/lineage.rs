@@ -55,6 +55,16 @@ impl Fingerprint {
     }
 }
 
+/// By which a log is known: a message that stood in it when it was last looked at, and what its position had passed then. What
+/// came after it may be of another log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pin {
+    /// The message.
+    pub message: Fingerprint,
+    /// What was passed with it.
+    pub passed: Passed,
+}
+
 /// What is to be thought of a log; see the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lineage {

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::client::{ConnectError, SinkSettings, describe};
 use super::wire::Moment;
-use crate::core::lineage::{Fingerprint, WrongLog, lineage};
+use crate::core::lineage::{Fingerprint, Pin, WrongLog, lineage};
 use crate::core::position::{Passage, Passed, PositionId};
 
 /// A partition to claim, with what the broker says of it.
@@ -69,6 +69,8 @@ pub struct Claim {
     pub oldest_inval_seq: Option<i64>,
     /// What was passed below `next`.
     pub passage: Passage,
+    /// By which its log is known; `None` = no worker has looked at it yet.
+    pub pin: Option<Pin>,
     /// All claims of this position, newest (ours) first.
     pub claims: Vec<ClaimRow>,
     /// Offsets that were gone before they could be read, recorded with this claim.
@@ -183,6 +185,47 @@ pub async fn lost(
         )
         .await?;
     rows.iter().map(|row| row.try_get(0)).collect()
+}
+
+/// Keeps with positions, each held under its epoch, by which their logs are known: whoever claims them next looks at that.
+/// One that is being written is left for the next time.
+///
+/// # Errors
+/// When the statement fails.
+pub async fn keep_pins(client: &Client, pins: &[(PositionId, i64, Pin)]) -> Result<(), tokio_postgres::Error> {
+    let ids: Vec<PositionId> = pins.iter().map(|(id, ..)| *id).collect();
+    let epochs: Vec<i64> = pins.iter().map(|(_, epoch, _)| *epoch).collect();
+    let offsets: Vec<i64> = pins.iter().map(|(.., pin)| pin.message.offset).collect();
+    let ats: Vec<Option<Moment>> =
+        pins.iter().map(|(.., pin)| Some(Moment(pin.message.timestamp_ms?.saturating_mul(1000)))).collect();
+    let hashes: Vec<i64> = pins.iter().map(|(.., pin)| pin.message.hash).collect();
+    let passed = |pin: &Pin| Some(pin.passed).filter(|passed| passed.ts != 0);
+    let source_ats: Vec<Option<Moment>> = pins.iter().map(|(.., pin)| Some(Moment(passed(pin)?.ts))).collect();
+    let source_lsns: Vec<Option<i64>> = pins.iter().map(|(.., pin)| Some(passed(pin)?.lsn as i64)).collect();
+    client
+        .execute_typed(
+            "WITH wanted AS ( \
+               SELECT k.* FROM afterimage.position p \
+               JOIN unnest($1::int[], $2::bigint[], $3::bigint[], $4::timestamptz[], $5::bigint[], $6::timestamptz[], $7::bigint[]) \
+                 AS k(position_id, epoch, at_offset, ts, hash, source_at, source_lsn) \
+                 ON k.position_id = p.position_id AND k.epoch = p.epoch \
+               WHERE (p.pin_offset, p.pin_hash) IS DISTINCT FROM (k.at_offset, k.hash) \
+               ORDER BY p.position_id FOR NO KEY UPDATE OF p SKIP LOCKED) \
+             UPDATE afterimage.position p SET pin_offset = w.at_offset, pin_ts = w.ts, pin_hash = w.hash, \
+               pin_source_at = w.source_at, pin_source_lsn = w.source_lsn \
+             FROM wanted w WHERE w.position_id = p.position_id",
+            &[
+                (&ids, Type::INT4_ARRAY),
+                (&epochs, Type::INT8_ARRAY),
+                (&offsets, Type::INT8_ARRAY),
+                (&ats, Type::TIMESTAMPTZ_ARRAY),
+                (&hashes, Type::INT8_ARRAY),
+                (&source_ats, Type::TIMESTAMPTZ_ARRAY),
+                (&source_lsns, Type::INT8_ARRAY),
+            ],
+        )
+        .await?;
+    Ok(())
 }
 
 /// Who claims.
@@ -310,7 +353,8 @@ async fn try_claim(
             halted.push(Halted { source_id: place.0, partition: place.1, reason });
             continue;
         }
-        let last = last_message(&row)?;
+        // Of the last message that was read.
+        let last = fingerprint(&row, 4)?;
         let found = lineage(next, broker.end, last, broker.found);
         if found.halts() {
             let wrong = WrongLog {
@@ -352,7 +396,8 @@ async fn try_claim(
         .query_typed(
             "UPDATE afterimage.position SET epoch = epoch + 1, halted_at = NULL, halt = NULL WHERE position_id = ANY($1) \
              RETURNING position_id, source_id, partition, epoch, next, inval_seq, source_at, source_lsn, \
-               (SELECT min(i.seq) FROM afterimage.invalidation i WHERE i.position_id = position.position_id), passed_rows",
+               (SELECT min(i.seq) FROM afterimage.invalidation i WHERE i.position_id = position.position_id), passed_rows, \
+               pin_offset, pin_ts, pin_hash, pin_source_at, pin_source_lsn",
             &[(&ours, Type::INT4_ARRAY)],
         )
         .await?;
@@ -362,6 +407,8 @@ async fn try_claim(
         let source_at: Option<Moment> = row.try_get(6)?;
         let source_lsn: Option<i64> = row.try_get(7)?;
         let passed = Passed { ts: source_at.map_or(0, |at| at.0), lsn: source_lsn.unwrap_or(0) as u64 };
+        let (source_at, source_lsn): (Option<Moment>, Option<i64>) = (row.try_get(13)?, row.try_get(14)?);
+        let passed_with_pin = Passed { ts: source_at.map_or(0, |at| at.0), lsn: source_lsn.unwrap_or(0) as u64 };
         let position_id: PositionId = row.try_get(0)?;
         claims.push(Claim {
             position_id,
@@ -373,6 +420,7 @@ async fn try_claim(
             inval_seq: row.try_get(5)?,
             oldest_inval_seq: row.try_get(8)?,
             passage: Passage::from(passed, row.try_get(9)?),
+            pin: fingerprint(row, 10)?.map(|message| Pin { message, passed: passed_with_pin }),
             claims: Vec::new(),
             gap: gaps.iter().find(|gap| gap.0 == position_id).map(|gap| (gap.1, gap.2)),
         });
@@ -391,10 +439,10 @@ fn made() -> ClaimError {
     ClaimError::Connect(ConnectError::Settings("a failpoint".into()))
 }
 
-/// The fingerprint of the last message that was read, from a row of [`lock`].
-fn last_message(row: &tokio_postgres::Row) -> Result<Option<Fingerprint>, tokio_postgres::Error> {
-    let (offset, hash): (Option<i64>, Option<i64>) = (row.try_get(4)?, row.try_get(6)?);
-    let at: Option<Moment> = row.try_get(5)?;
+/// Offset, time and hash of a message, from three columns of a row.
+fn fingerprint(row: &tokio_postgres::Row, from: usize) -> Result<Option<Fingerprint>, tokio_postgres::Error> {
+    let (offset, hash): (Option<i64>, Option<i64>) = (row.try_get(from)?, row.try_get(from + 2)?);
+    let at: Option<Moment> = row.try_get(from + 1)?;
     let timestamp_ms = at.map(|at| at.0.div_euclid(1000));
     Ok(offset.zip(hash).map(|(offset, hash)| Fingerprint { offset, timestamp_ms, hash }))
 }

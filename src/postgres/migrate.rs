@@ -48,6 +48,7 @@ const MIGRATIONS: &[Migration] = migrations![
     13 "0013_workers",
     14 "0014_passage",
     15 "0015_unshown",
+    16 "0016_pins",
 ];
 
 /// The schema version that this binary works with: the number of its last migration.

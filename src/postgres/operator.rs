@@ -13,7 +13,7 @@ use super::status::LIVES;
 use super::wire::Moment;
 use crate::core::event::Micros;
 use crate::core::intervention::Holder;
-use crate::core::lineage::Fingerprint;
+use crate::core::lineage::{Fingerprint, Pin};
 use crate::core::position::{Passed, PositionId};
 
 /// Nothing was changed.
@@ -255,7 +255,10 @@ pub async fn skip(
             "UPDATE afterimage.position SET next = $2, c_gap = c_gap + ($2 - next), \
                last_offset = CASE WHEN $3 THEN NULL ELSE last_offset END, \
                last_ts = CASE WHEN $3 THEN NULL ELSE last_ts END, \
-               last_hash = CASE WHEN $3 THEN NULL ELSE last_hash END \
+               last_hash = CASE WHEN $3 THEN NULL ELSE last_hash END, \
+               pin_offset = CASE WHEN $3 THEN NULL ELSE pin_offset END, \
+               pin_ts = CASE WHEN $3 THEN NULL ELSE pin_ts END, \
+               pin_hash = CASE WHEN $3 THEN NULL ELSE pin_hash END \
              WHERE position_id = $1",
             &[(&at.position_id, Type::INT4), (&to, Type::INT8), (&another_log, Type::BOOL)],
         )
@@ -277,21 +280,26 @@ pub async fn distrust(
     client: &mut Client,
     position_id: PositionId,
     epoch: i64,
-    read: Fingerprint,
+    pin: Pin,
 ) -> Result<bool, OperatorError> {
     let transaction = client.transaction().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '10s'").await?;
-    let at = read.timestamp_ms.map(|ms| Moment(ms.saturating_mul(1000)));
+    let at = pin.message.timestamp_ms.map(|ms| Moment(ms.saturating_mul(1000)));
+    let passed = Some(pin.passed).filter(|passed| passed.ts != 0);
+    let (source_at, source_lsn) = (passed.map(|passed| Moment(passed.ts)), passed.map(|passed| passed.lsn as i64));
     let held = transaction
         .execute_typed(
-            "UPDATE afterimage.position SET last_offset = $3, last_ts = $4, last_hash = $5 \
+            "UPDATE afterimage.position SET last_offset = $3, last_ts = $4, last_hash = $5, \
+               source_at = $6, source_lsn = $7, passed_rows = NULL \
              WHERE position_id = $1 AND epoch = $2",
             &[
                 (&position_id, Type::INT4),
                 (&epoch, Type::INT8),
-                (&read.offset, Type::INT8),
+                (&pin.message.offset, Type::INT8),
                 (&at, Type::TIMESTAMPTZ),
-                (&read.hash, Type::INT8),
+                (&pin.message.hash, Type::INT8),
+                (&source_at, Type::TIMESTAMPTZ),
+                (&source_lsn, Type::INT8),
             ],
         )
         .await?;

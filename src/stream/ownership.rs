@@ -15,7 +15,7 @@ use super::images::Images;
 use super::lasting::Lasting;
 use super::task::Task;
 use super::watch::Logs;
-use crate::core::lineage::Fingerprint;
+use crate::core::lineage::{Fingerprint, Pin};
 use crate::core::recovery::{self, Recovery, SinkFacts, recover};
 use crate::kafka::{KafkaError, KafkaSettings, Metadata, Ownership, TopicPartition, Watermarks, peek};
 use crate::postgres::claim::{Claim, Claimant, Wanted, claim, remembered};
@@ -103,7 +103,10 @@ impl Claims {
             let task = Task::new(claim, start, missing_after);
             self.mark_claim(&task, start, &left)?;
             let found = wanted.iter().find(|one| (one.source_id, one.partition) == (claim.source_id, claim.partition));
-            self.logs.claimed(of.clone(), claim.position_id, claim.epoch, found.and_then(|one| one.found));
+            // What a worker has looked at twice tells more than what was only read once: that may be of another log already.
+            let passed = claim.passage.passed();
+            let pin = claim.pin.or(found.and_then(|one| one.found).map(|message| Pin { message, passed }));
+            self.logs.claimed(of.clone(), claim.position_id, claim.epoch, pin);
             tasks.entry(topic).or_default().push(task);
             starts.push((of, start));
         }

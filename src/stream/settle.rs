@@ -12,7 +12,7 @@ use super::group::{Command, Group, Parts};
 use super::lasting::Lasting;
 use super::tally::{count_outcomes, count_versions};
 use crate::core::batch::{OpenBatch, SealedBatch};
-use crate::core::lineage::Fingerprint;
+use crate::core::lineage::{Fingerprint, Pin};
 use crate::core::position::PositionId;
 use crate::core::record::key_hash;
 use crate::kafka::TopicPartition;
@@ -164,7 +164,9 @@ impl Group {
             task.committed_passage.clone_from(&advance.passage);
             let of = TopicPartition::new(Arc::clone(&self.parts.topic), task.partition);
             if let Some((offset, timestamp_ms, hash)) = advance.last {
-                self.parts.logs.committed(&of, advance.epoch, Fingerprint { offset, timestamp_ms, hash });
+                let message = Fingerprint { offset, timestamp_ms, hash };
+                let pin = Pin { message, passed: advance.passage.passed() };
+                self.parts.logs.committed(&of, advance.epoch, pin);
             }
             offsets.push((of, advance.to));
             count_outcomes(&self.parts.topic, &advance.counters);

@@ -144,6 +144,7 @@ mod tests {
             inval_seq: 0,
             oldest_inval_seq: None,
             passage: Passage::default(),
+            pin: None,
             claims: Vec::new(),
             gap: None,
         };

@@ -11,6 +11,7 @@ use super::align::Boards;
 use super::ownership::Claims;
 use super::watch::{Logs, reclaim_lost};
 use crate::kafka::{Consumer, KafkaSettings, Metadata, Topic};
+use crate::postgres::claim::keep_pins;
 use crate::postgres::client::{SinkSettings, describe};
 use crate::postgres::{migrate, splice, status};
 use crate::telemetry::{ASK_SINK, Health, Partitions, names};
@@ -66,7 +67,8 @@ pub(super) fn find_topics(kafka: &KafkaSettings) -> mpsc::Receiver<Vec<Topic>> {
 }
 
 /// Asks the sink now and then: does it answer, is the schema still the right one, how old is its oldest snapshot, do late
-/// events wait for their place, does it still have what was committed? And drops the anchors that no late event can need any more.
+/// events wait for their place, does it still have what was committed? And drops the anchors that no late event can need any more,
+/// and keeps by which messages the logs are known.
 pub(super) async fn look_at_sink(sink: SinkSettings, health: Health, boards: Boards, logs: Logs, claims: Arc<Claims>) {
     let mut client = None;
     let (mut dropped, mut looked) = (Instant::now(), Instant::now());
@@ -89,6 +91,7 @@ pub(super) async fn look_at_sink(sink: SinkSettings, health: Health, boards: Boa
             if looked.elapsed() > LOOK_FOR_LOSS {
                 looked = Instant::now();
                 reclaim_lost(client, &logs, &claims).await.map_err(|error| describe(&error))?;
+                keep_pins(client, &logs.pins()).await.map_err(|error| describe(&error))?;
             }
             status::oldest_snapshot_seconds(client).await.map_err(|error| describe(&error))
         });

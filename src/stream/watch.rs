@@ -1,6 +1,7 @@
 //! A topic may be made anew while it is read: the client goes on at the same offsets of the new log and says nothing. So of
 //! each topic one message that was read is looked at from time to time. If another one stands there, the positions are fenced
-//! off, with that message as the last that was read, and claiming them again finds the wrong log (protocol D8).
+//! off, with that message as the last that was read, and claiming them again finds the wrong log (protocol D8). That message is
+//! kept in the sink, too: a worker that dies before it has noticed leaves to the next one what it would have looked at.
 //!
 //! The sink may go back, too: to an older dump, under the worker. Where messages come, the next commit is refused and the
 //! position is claimed anew. Where none come, nothing would read again what the sink has lost: so whoever asks it how it is
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use super::group::Command;
 use super::ownership::Claims;
-use crate::core::lineage::{Fingerprint, Lineage, lineage};
+use crate::core::lineage::{Fingerprint, Lineage, Pin, lineage};
 use crate::core::position::PositionId;
 use crate::kafka::{KafkaSettings, TopicPartition, peek};
 use crate::postgres::claim::lost;
@@ -31,10 +32,12 @@ const SINK_TIME: Duration = Duration::from_secs(10);
 struct Watched {
     position_id: PositionId,
     epoch: i64,
-    /// A message that stood in its log when that was last looked at.
-    pin: Option<Fingerprint>,
-    /// The last one committed.
-    newest: Option<Fingerprint>,
+    /// By which its log was known when that was last looked at.
+    pin: Option<Pin>,
+    /// The same of the last message that was committed.
+    newest: Option<Pin>,
+    /// The pin was looked at since the claim.
+    looked_at: bool,
 }
 
 /// The partitions that this worker reads, and what their logs are known by.
@@ -46,13 +49,13 @@ impl Logs {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A partition is ours; `pin` is a message that its log has now.
-    pub(super) fn claimed(&self, of: TopicPartition, position_id: PositionId, epoch: i64, pin: Option<Fingerprint>) {
-        self.lock().insert(of, Watched { position_id, epoch, pin, newest: None });
+    /// A partition is ours; `pin` is by which its log was known when a worker last looked.
+    pub(super) fn claimed(&self, of: TopicPartition, position_id: PositionId, epoch: i64, pin: Option<Pin>) {
+        self.lock().insert(of, Watched { position_id, epoch, pin, newest: None, looked_at: false });
     }
 
     /// Messages up to this one are committed.
-    pub(super) fn committed(&self, of: &TopicPartition, epoch: i64, last: Fingerprint) {
+    pub(super) fn committed(&self, of: &TopicPartition, epoch: i64, last: Pin) {
         if let Some(watched) = self.lock().get_mut(of).filter(|watched| watched.epoch == epoch) {
             watched.newest = Some(last);
             watched.pin.get_or_insert(last);
@@ -84,8 +87,15 @@ impl Logs {
         for (of, was) in looked {
             if let Some(now) = known.get_mut(of).filter(|now| now.epoch == was.epoch) {
                 now.pin = was.newest.or(now.pin);
+                now.looked_at = true;
             }
         }
+    }
+
+    /// By which the logs were known when they were last looked at: position, epoch, message.
+    pub(super) fn pins(&self) -> Vec<(PositionId, i64, Pin)> {
+        let looked_at = |watched: &Watched| Some((watched.position_id, watched.epoch, watched.pin?));
+        self.lock().values().filter(|watched| watched.looked_at).filter_map(looked_at).collect()
     }
 }
 
@@ -94,8 +104,17 @@ pub(super) async fn watch(logs: Logs, claims: Arc<Claims>) {
     loop {
         tokio::time::sleep(EVERY).await;
         let all = logs.all();
-        // One message tells of its topic.
-        let first: Vec<_> = all.values().filter_map(|watched| watched.first().cloned()).collect();
+        // One message tells of its topic; but what another worker has left is looked at once.
+        let is_looked_at = |n: usize, watched: &Watched| n == 0 || !watched.looked_at;
+        let of_topic = |watched: &Vec<(TopicPartition, Watched)>| -> Vec<_> {
+            watched
+                .iter()
+                .enumerate()
+                .filter(|(n, (_, one))| is_looked_at(*n, one))
+                .map(|(_, one)| one.clone())
+                .collect()
+        };
+        let first: Vec<_> = all.values().flat_map(of_topic).collect();
         let Some((wrong, answered)) = look(&claims.kafka, first).await else { continue };
         let (mut all_of_wrong, mut right) = (Vec::new(), Vec::new());
         for (topic, watched) in all {
@@ -126,7 +145,9 @@ pub(super) async fn reclaim_lost(client: &Client, logs: &Logs, claims: &Claims) 
     let committed: Vec<_> = logs
         .lock()
         .iter()
-        .filter_map(|(of, watched)| Some((of.clone(), (watched.position_id, watched.epoch, watched.newest?.offset))))
+        .filter_map(|(of, watched)| {
+            Some((of.clone(), (watched.position_id, watched.epoch, watched.newest?.message.offset)))
+        })
         .collect();
     if committed.is_empty() {
         return Ok(());
@@ -150,11 +171,13 @@ async fn look(
 ) -> Option<(BTreeSet<TopicPartition>, BTreeSet<TopicPartition>)> {
     let kafka = kafka.clone();
     let looked = tokio::task::spawn_blocking(move || {
-        let at: Vec<_> = watched.iter().filter_map(|(of, watched)| Some((of.clone(), watched.pin?.offset))).collect();
+        let at: Vec<_> =
+            watched.iter().filter_map(|(of, watched)| Some((of.clone(), watched.pin?.message.offset))).collect();
         let seen = peek(&kafka, &at, PEEK_TIME, Fingerprint::of)?;
         // Whether the log is long enough is asked by the claim.
         let is_other = |(of, watched): &&(TopicPartition, Watched)| {
-            seen.get(of).is_some_and(|found| lineage(0, i64::MAX, watched.pin, *found) == Lineage::Other)
+            seen.get(of)
+                .is_some_and(|found| lineage(0, i64::MAX, watched.pin.map(|pin| pin.message), *found) == Lineage::Other)
         };
         let wrong = watched.iter().filter(is_other).map(|(of, _)| of.clone()).collect();
         Ok::<_, crate::kafka::KafkaError>((wrong, seen.into_keys().collect()))
@@ -172,6 +195,7 @@ async fn look(
 /// Fences a partition off whose log is another, and has it claimed again, which halts it.
 async fn give_up(claims: &Claims, of: &TopicPartition, watched: Watched) {
     let Some(pin) = watched.pin else { return };
+    failpoint!("logs.doubted");
     let fenced = async {
         let mut client = claims.sink.connect().await.map_err(|error| error.to_string())?;
         let fenced = distrust(&mut client, watched.position_id, watched.epoch, pin).await;
@@ -179,7 +203,7 @@ async fn give_up(claims: &Claims, of: &TopicPartition, watched: Watched) {
     };
     match tokio::time::timeout(SINK_TIME, fenced).await {
         Ok(Ok(true)) => {
-            tracing::error!(topic = %of.topic, partition = of.partition, offset = pin.offset, "another message stands where one was read: the topic was made anew, or its log was cut");
+            tracing::error!(topic = %of.topic, partition = of.partition, offset = pin.message.offset, "another message stands where one was read: the topic was made anew, or its log was cut");
             claims.command(&of.topic, Command::Reclaim(of.partition));
         }
         // Somebody else has claimed it, and has looked.
@@ -194,15 +218,16 @@ async fn give_up(claims: &Claims, of: &TopicPartition, watched: Watched) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::position::Passed;
 
-    fn message(offset: i64) -> Fingerprint {
-        Fingerprint { offset, timestamp_ms: None, hash: offset }
+    fn message(offset: i64) -> Pin {
+        Pin { message: Fingerprint { offset, timestamp_ms: None, hash: offset }, passed: Passed::default() }
     }
 
     #[test]
     fn a_message_is_trusted_once_the_log_was_seen_to_be_the_same_after_it_was_committed() {
         let (logs, of) = (Logs::default(), TopicPartition::new("t", 0));
-        let pin = |logs: &Logs| logs.all()["t"][0].1.pin.unwrap().offset;
+        let pin = |logs: &Logs| logs.all()["t"][0].1.pin.unwrap().message.offset;
         logs.claimed(of.clone(), 7, 3, None);
         assert!(logs.all().is_empty(), "nothing was read yet");
         logs.committed(&of, 3, message(10));
@@ -216,9 +241,11 @@ mod tests {
         logs.committed(&of, 2, message(40));
         logs.confirmed(&logs.all().remove("t").unwrap());
         assert_eq!(pin(&logs), 30, "what an older claim committed is not heeded");
+        assert_eq!(logs.pins(), [(7, 3, message(30))]);
         logs.claimed(of.clone(), 7, 4, Some(message(50)));
         logs.confirmed(&looked);
         assert_eq!(pin(&logs), 50, "nor what was looked at before it was claimed again");
+        assert!(logs.pins().is_empty(), "nor is what was not looked at since the claim worth keeping");
         logs.gone(&[of]);
         assert!(logs.all().is_empty());
     }

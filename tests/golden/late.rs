@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use crate::script::{Script, TOPIC, X, story};
-use crate::worker::{Plan, Restart, World};
+use crate::worker::{Message, Plan, Restart, World};
 
 /// Reads the messages as they were sent; whether there are anchors is up to `look`, before the late ones are placed.
 fn placed(script: &Script, mut look: impl FnMut(&mut World)) -> (World, Vec<String>) {
@@ -76,6 +76,27 @@ fn a_long_text_that_the_move_did_not_show_is_that_of_the_late_event() {
     let with = |text: &str| json!({"sfid": X, "name": "A", "notes__c": text});
     let script = moved([with("e"), with("f"), with("g")], with(crate::script::UNTOUCHED));
     assert_story(&script, &["create name=A notes__c=e", "update notes__c=f", "update notes__c=g"]);
+}
+
+/// As where a topic is made anew under a worker, and read from its start later: what was read of it comes again, late, and
+/// is one with its version.
+#[test]
+fn a_late_event_that_was_judged_before_takes_the_place_of_its_version() {
+    let mut script = Script::new();
+    let with = |name: &str, extra: &str| json!({"sfid": X, "name": name, "extra__c": extra});
+    script.insert(0, 1, with("A", "e"));
+    script.update(0, 1, with("A", "f"));
+    script.update(0, 1, with("B", "f"));
+    script.update(0, 1, with("B", "f"));
+    // Partition 1 is the next life: it has all of it, and only its end was read under the first one.
+    let all = script.messages.clone();
+    let mut messages = vec![all[0].clone(), all[2].clone(), all[3].clone()];
+    for (offset, message) in (1..).zip(&mut messages[1..]) {
+        message.offset = offset;
+    }
+    messages.extend(all.into_iter().map(|message| Message { partition: 1, ..message }));
+    script.messages = messages;
+    assert_story(&script, &["create extra__c=e name=A", "update extra__c=f", "update name=B"]);
 }
 
 #[test]

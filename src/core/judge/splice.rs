@@ -6,8 +6,8 @@
 //! event still to be placed is put in order of source time and LSN, deletes first, and its content is judged again on the
 //! image that the versions before it give. Order and keys were decided when the events were read; they are not touched.
 //!
-//! Versions keep their order among themselves. One that came from a kept event is replaced by it, the others bring the
-//! fields that they changed.
+//! Versions keep their order among themselves. One that came from a kept event, or from one that was delivered again as a late
+//! one, is replaced by it, the others bring the fields that they changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -139,6 +139,13 @@ pub fn splice(
     let replaced: BTreeSet<(PositionId, i64)> =
         taking_part.iter().map(|event| (event.row.position_id, event.row.offset)).collect();
 
+    // An event that comes again as a late one, under another life of its topic, is its version's own: one record has one row
+    // at one place of the log.
+    let again: BTreeSet<(Micros, Lsn)> = (taking_part.iter())
+        .filter(|event| event.row.op != Op::Delete && event.row.lsn != 0)
+        .map(|event| (event.row.at, event.row.lsn))
+        .collect();
+
     // What stands before the earliest late event stays. The whole chain is folded besides, as it is.
     let mut before = record.clone();
     let mut whole = record.clone();
@@ -150,7 +157,8 @@ pub fn splice(
         let (header, fields) = format::decode(*at, d, object.stamp_no)?;
         fold::step_decoded(object, &mut whole, version.seq, *at, &header, &fields);
         running = running.max(place_of_version(&whole));
-        let of_kept = replaced.contains(&(header.position_id, header.offset));
+        let of_kept = replaced.contains(&(header.position_id, header.offset))
+            || header.op != VersionOp::Delete && again.contains(&(header.raw_at.unwrap_or(*at), header.lsn));
         if from.is_none() && running < start && !of_kept {
             fold::step_decoded(object, &mut before, version.seq, *at, &header, &fields);
             if header.op != VersionOp::Delete && !header.local {

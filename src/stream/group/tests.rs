@@ -89,6 +89,7 @@ fn in_hand(broker: &EmbeddedBroker, dir: &Path, runtime: Handle) -> (Group, queu
         inval_seq: 0,
         oldest_inval_seq: None,
         passage: Passage::default(),
+        pin: None,
         claims: Vec::new(),
         gap: None,
     };
