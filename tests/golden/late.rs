@@ -86,8 +86,8 @@ fn a_late_event_that_was_judged_before_takes_the_place_of_its_version() {
     let with = |name: &str, extra: &str| json!({"sfid": X, "name": name, "extra__c": extra});
     script.insert(0, 1, with("A", "e"));
     script.update(0, 1, with("A", "f"));
-    script.update(0, 1, with("B", "f"));
-    script.update(0, 1, with("B", "f"));
+    script.update(0, 1, with("B", "e"));
+    script.update(0, 1, with("C", "e"));
     // Partition 1 is the next life: it has all of it, and only its end was read under the first one.
     let all = script.messages.clone();
     let mut messages = vec![all[0].clone(), all[2].clone(), all[3].clone()];
@@ -96,7 +96,10 @@ fn a_late_event_that_was_judged_before_takes_the_place_of_its_version() {
     }
     messages.extend(all.into_iter().map(|message| Message { partition: 1, ..message }));
     script.messages = messages;
-    assert_story(&script, &["create extra__c=e name=A", "update extra__c=f", "update name=B"]);
+    assert_story(
+        &script,
+        &["create extra__c=e name=A", "update extra__c=f", "update extra__c=e name=B", "update name=C"],
+    );
 }
 
 #[test]
