@@ -18,9 +18,9 @@ use crate::telemetry::{ASK_SINK, Health, Partitions, names};
 
 /// An answer that takes longer is none.
 const SINK_TIME: Duration = Duration::from_secs(10);
-/// Anchors are looked through this often …
+/// Anchors are looked through this often, and again at once where so many have gone …
 const DROP_ANCHORS: Duration = Duration::from_secs(30);
-/// … and at most so many dropped at a time.
+/// … as are dropped at a time.
 const ANCHORS: i64 = 20_000;
 /// So often the sink is asked whether it still has what was committed.
 const LOOK_FOR_LOSS: Duration = Duration::from_secs(10);
@@ -85,8 +85,10 @@ pub(super) async fn look_at_sink(sink: SinkSettings, health: Health, boards: Boa
                 ours.for_each(|(_, partition)| board.late_in(*partition));
             }
             if dropped.elapsed() > DROP_ANCHORS {
-                dropped = Instant::now();
-                splice::drop_anchors(client, ANCHORS).await.map_err(|error| describe(&error))?;
+                let gone = splice::drop_anchors(client, ANCHORS).await.map_err(|error| describe(&error))?;
+                if i64::try_from(gone).is_ok_and(|gone| gone < ANCHORS) {
+                    dropped = Instant::now();
+                }
             }
             if looked.elapsed() > LOOK_FOR_LOSS {
                 looked = Instant::now();
