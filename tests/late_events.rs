@@ -184,7 +184,8 @@ async fn anchors_go_when_nothing_older_can_come() {
     worker.stop();
     let count =
         async || client.query_one("SELECT count(*) FROM afterimage.anchor", &[]).await.unwrap().get::<_, i64>(0);
-    let drop = async || afterimage::postgres::splice::drop_anchors(&client, 1_000).await.unwrap();
+    let mut dropper = sink.connect().await;
+    let mut drop = async || afterimage::postgres::splice::drop_anchors(&mut dropper, 1_000).await.unwrap();
     assert_eq!(count().await, 60, "each record's delete, and its return");
     assert_eq!(drop().await, 0, "they are young");
     let old = "UPDATE afterimage.anchor SET recorded_at = recorded_at - interval '11 minutes'";

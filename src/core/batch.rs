@@ -114,6 +114,8 @@ pub struct KeptRow {
     pub d: Option<Vec<u8>>,
     /// When it was recorded.
     pub recorded: Micros,
+    /// Of an anchor: it moved the record, deleted it, or was the first of it; otherwise it was kept for what it shows.
+    pub moved: bool,
 }
 
 impl KeptRow {

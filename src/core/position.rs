@@ -1,6 +1,6 @@
 //! Progress: positions, ranges and the cumulative counters that must add up.
 
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// `afterimage.position.position_id`: one partition of one topic in one life of that topic.
 pub type PositionId = i32;
@@ -137,7 +137,7 @@ const ROWS: usize = 1_024;
 pub struct Passage {
     passed: Passed,
     /// What came at that place; `None` = not known, then all of it counts as delivered.
-    rows: Option<Vec<u32>>,
+    rows: Option<Vec<u64>>,
 }
 
 impl Passage {
@@ -145,8 +145,8 @@ impl Passage {
     pub fn from(passed: Passed, rows: Option<&[u8]>) -> Self {
         let known = rows.and_then(|rows| {
             let (place, rows) = rows.split_first_chunk::<16>()?;
-            let (rows, []) = rows.as_chunks::<4>() else { return None };
-            (*place == bytes(passed)).then(|| rows.iter().map(|row| u32::from_be_bytes(*row)).collect())
+            let (rows, []) = rows.as_chunks::<8>() else { return None };
+            (*place == bytes(passed)).then(|| rows.iter().map(|row| u64::from_be_bytes(*row)).collect())
         });
         Passage { passed, rows: known.or((passed == Passed::default()).then(Vec::new)) }
     }
@@ -156,14 +156,14 @@ impl Passage {
         self.passed
     }
 
-    /// What came at that place, to be kept with it: the place, which says what the rows belong to, then four bytes a row.
+    /// What came at that place, to be kept with it: the place, which says what the rows belong to, then eight bytes a row.
     pub fn rows(&self) -> Option<Vec<u8>> {
         let rows = self.rows.as_ref()?.iter().flat_map(|row| row.to_be_bytes());
         Some(bytes(self.passed).into_iter().chain(rows).collect())
     }
 
     /// Takes note of an event; whether it was delivered before. `row` tells rows of one place apart, see [`row`].
-    pub fn pass(&mut self, ts: Option<i64>, lsn: u64, row: u32) -> bool {
+    pub fn pass(&mut self, ts: Option<i64>, lsn: u64, row: u64) -> bool {
         let Some(ts) = ts else { return false };
         let place = Passed { ts, lsn };
         if lsn == 0 || place < self.passed {
@@ -193,8 +193,8 @@ fn bytes(place: Passed) -> [u8; 16] {
 }
 
 /// Tells a message's row from others of the same place: its key, and whether it goes.
-pub fn row(key: Option<&[u8]>, delete: bool) -> u32 {
-    (xxh3_64(key.unwrap_or_default()) as u32).wrapping_add(u32::from(delete))
+pub fn row(key: Option<&[u8]>, delete: bool) -> u64 {
+    xxh3_64_with_seed(key.unwrap_or_default(), u64::from(delete))
 }
 
 #[cfg(test)]
@@ -227,7 +227,7 @@ mod tests {
         assert!(!anew.pass(Some(200), 20, 2));
         let mut elsewhere = Passage::from(Passed { ts: 200, lsn: 21 }, Some(&kept));
         assert!(elsewhere.pass(Some(200), 21, 2), "rows of another place say nothing");
-        for damaged in [&kept[..10], &kept[..18], &[]] {
+        for damaged in [&kept[..10], &kept[..20], &[]] {
             assert!(Passage::from(passage.passed(), Some(damaged)).pass(Some(200), 20, 2));
         }
         assert_eq!(Passage::from(Passed::default(), None).rows(), Some(vec![0; 16]), "nothing is all that was passed");
@@ -236,10 +236,10 @@ mod tests {
     #[test]
     fn rows_beyond_what_a_page_holds_are_first_deliveries() {
         let mut passage = Passage::default();
-        for row in 0..ROWS as u32 + 5 {
+        for row in 0..ROWS as u64 + 5 {
             assert!(!passage.pass(Some(1), 1, row));
         }
-        assert_eq!(passage.rows().unwrap().len(), 16 + 4 * ROWS);
+        assert_eq!(passage.rows().unwrap().len(), 16 + 8 * ROWS);
         assert!(passage.pass(Some(1), 1, 5));
     }
 

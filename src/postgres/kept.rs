@@ -31,7 +31,7 @@ pub(super) async fn append(transaction: &Transaction<'_>, batches: &[&SealedBatc
     copy(transaction, "anchor", anchors).await
 }
 
-/// A row's reason goes along where there is one: all of a table have one, or none has.
+/// A late event comes with its reason, an anchor without: all of a table have one, or none has.
 async fn copy<'r>(
     transaction: &Transaction<'_>,
     table: &'static str,
@@ -41,10 +41,9 @@ async fn copy<'r>(
     let Some((_, reason)) = rows.peek() else { return Ok(()) };
     let mut columns: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
     let mut types: Vec<Type> = COLUMNS.iter().map(|(_, kind)| kind.clone()).collect();
-    if reason.is_some() {
-        columns.push("reason");
-        types.push(Type::TEXT);
-    }
+    let (column, kind) = if reason.is_some() { ("reason", Type::TEXT) } else { ("moved", Type::BOOL) };
+    columns.push(column);
+    types.push(kind);
     let statement = format!("COPY afterimage.{table} ({}) FROM STDIN (FORMAT binary)", columns.join(", "));
     let sink = transaction.copy_in::<_, Bytes>(statement.as_str()).await?;
     let mut writer = pin!(BinaryCopyInWriter::new(sink, &types));
@@ -53,8 +52,9 @@ async fn copy<'r>(
         let (at, recorded, key) = (Moment(kept.at), Moment(kept.recorded), kept.row_key.as_bytes());
         let mut row: Vec<&(dyn ToSql + Sync)> =
             vec![&kept.position_id, &kept.offset, &kept.rid, &op, &key, &lsn, &at, &kept.d, &recorded];
-        if let Some(reason) = &reason {
-            row.push(reason);
+        match &reason {
+            Some(reason) => row.push(reason),
+            None => row.push(&kept.moved),
         }
         writer.as_mut().write(&row).await?;
     }

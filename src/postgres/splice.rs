@@ -72,8 +72,10 @@ pub async fn waiting(client: &Client) -> Result<Vec<(i16, i32)>, tokio_postgres:
 ///
 /// # Errors
 /// When the statement fails.
-pub async fn drop_anchors(client: &Client, most: i64) -> Result<u64, tokio_postgres::Error> {
-    client
+pub async fn drop_anchors(client: &mut Client, most: i64) -> Result<u64, tokio_postgres::Error> {
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL statement_timeout = '5s'").await?;
+    let gone = transaction
         .execute_typed(
             "WITH reached AS ( \
                SELECT p.source_id, min(CASE \
@@ -90,7 +92,9 @@ pub async fn drop_anchors(client: &Client, most: i64) -> Result<u64, tokio_postg
                LIMIT $1)",
             &[(&most, Type::INT8)],
         )
-        .await
+        .await?;
+    transaction.commit().await?;
+    Ok(gone)
 }
 
 /// A row of the registry, and what was found of its record.
@@ -293,10 +297,10 @@ async fn read(
     let events = transaction
         .query_typed(
             "SELECT l.rid, l.op, l.position_id, l.\"offset\", l.lsn, l.at, l.recorded_at, l.d, \
-               CASE WHEN l.settled_at IS NULL THEN 'l' ELSE 'p' END, coalesce(l.outcome, '') \
+               CASE WHEN l.settled_at IS NULL THEN 'l' ELSE 'p' END, coalesce(l.outcome, ''), false \
              FROM afterimage.late_event l WHERE l.rid = ANY($1) \
              UNION ALL \
-             SELECT a.rid, a.op, a.position_id, a.\"offset\", a.lsn, a.at, a.recorded_at, a.d, 'a', '' \
+             SELECT a.rid, a.op, a.position_id, a.\"offset\", a.lsn, a.at, a.recorded_at, a.d, 'a', '', a.moved \
              FROM afterimage.anchor a WHERE a.rid = ANY($1)",
             &[(&rids, Type::INT4_ARRAY)],
         )
@@ -323,6 +327,7 @@ async fn read(
                 at: at.map_or(recorded.0, |at| at.0),
                 d: row.try_get(7)?,
                 recorded: recorded.0,
+                moved: row.try_get(10)?,
             };
             one.events.push(KeptEvent { row, kept });
         }

@@ -20,7 +20,9 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// Whether it can be over by itself: what a worker that reads would ask again.
 fn is_outage(error: &RunError) -> bool {
     match error {
-        RunError::Connect(ConnectError::Refused { .. } | ConnectError::Silent { .. }) => true,
+        RunError::Connect(ConnectError::Silent { .. }) => true,
+        // A wrong password is no outage.
+        RunError::Connect(ConnectError::Refused { source, .. }) => !is_lasting(source),
         RunError::Query(error) | RunError::Registry(RegistryError::Query(error)) => !is_lasting(error),
         RunError::Schema(MigrateError::Silent(_)) => true,
         RunError::Schema(MigrateError::Postgres(error)) => !is_lasting(error),

@@ -12,6 +12,7 @@ use crate::core::judge::ObjectFacts;
 use crate::core::overlay::Found;
 use crate::core::position::PositionId;
 use crate::core::record::Record;
+use crate::core::unshown::Unshown;
 use crate::postgres::lookup::{self, LookupError};
 use crate::postgres::operator::Known;
 use crate::postgres::{Client, registry};
@@ -120,7 +121,8 @@ fn difference(stored: &Record, record: &Record) -> Option<&'static str> {
         Some("its key")
     } else if stored.floor != record.floor {
         Some("its floor")
-    } else if stored.unshown != record.unshown {
+    } else if stored.unshown != record.unshown && stored.unshown != Unshown::default() {
+        // An older release leaves it out.
         Some("what no row has shown since its last move")
     } else if place(stored) != place(record) {
         Some("its newest version")

@@ -95,8 +95,8 @@ impl Room {
                 _ = &mut *stop => return Ok(Waited::AskedToStop),
                 () = tokio::time::sleep(LOOK) => {}
             }
-            let dir = settings.state_dir.clone();
-            let looked = tokio::task::spawn_blocking(move || check_room(&dir, needed));
+            let (dir, least) = (settings.state_dir.clone(), settings.state_options().room());
+            let looked = tokio::task::spawn_blocking(move || check_room(&dir, needed, least));
             let looked = tokio::select! {
                 biased;
                 _ = &mut *stop => return Ok(Waited::AskedToStop),

@@ -71,7 +71,7 @@ pub(super) fn find_topics(kafka: &KafkaSettings) -> mpsc::Receiver<Vec<Topic>> {
 /// and keeps by which messages the logs are known.
 pub(super) async fn look_at_sink(sink: SinkSettings, health: Health, boards: Boards, logs: Logs, claims: Arc<Claims>) {
     let mut client = None;
-    let (mut dropped, mut looked) = (Instant::now(), Instant::now());
+    let (mut dropped, mut more, mut looked) = (Instant::now(), false, Instant::now());
     loop {
         let asked = tokio::time::timeout(SINK_TIME, async {
             let client = match &mut client {
@@ -84,18 +84,19 @@ pub(super) async fn look_at_sink(sink: SinkSettings, health: Health, boards: Boa
                 let ours = waiting.iter().filter(|(source, _)| *source == board.source_id);
                 ours.for_each(|(_, partition)| board.late_in(*partition));
             }
-            if dropped.elapsed() > DROP_ANCHORS {
-                let gone = splice::drop_anchors(client, ANCHORS).await.map_err(|error| describe(&error))?;
-                if i64::try_from(gone).is_ok_and(|gone| gone < ANCHORS) {
-                    dropped = Instant::now();
-                }
-            }
             if looked.elapsed() > LOOK_FOR_LOSS {
                 looked = Instant::now();
                 reclaim_lost(client, &logs, &claims).await.map_err(|error| describe(&error))?;
                 keep_pins(client, &logs.pins()).await.map_err(|error| describe(&error))?;
             }
-            status::oldest_snapshot_seconds(client).await.map_err(|error| describe(&error))
+            let seconds = status::oldest_snapshot_seconds(client).await.map_err(|error| describe(&error))?;
+            // Last: what takes too long keeps nothing else from being asked.
+            if more || dropped.elapsed() > DROP_ANCHORS {
+                (dropped, more) = (Instant::now(), false);
+                let gone = splice::drop_anchors(client, ANCHORS).await.map_err(|error| describe(&error))?;
+                more = i64::try_from(gone).is_ok_and(|gone| gone >= ANCHORS);
+            }
+            Ok(seconds)
         });
         let answer = asked.await.unwrap_or_else(|_| Err("the sink does not answer".to_owned()));
         match answer {

@@ -121,7 +121,8 @@ pub(super) async fn watch(logs: Logs, claims: Arc<Claims>) {
             if wrong.iter().any(|of| of.topic == topic) {
                 all_of_wrong.extend(watched);
             } else if answered.iter().any(|of| of.topic == topic) {
-                right.extend(watched);
+                // What nobody has looked at yet is known by its own message only.
+                right.extend(watched.into_iter().filter(|(of, one)| one.looked_at || answered.contains(of)));
             }
         }
         logs.confirmed(&right);

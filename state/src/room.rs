@@ -29,15 +29,15 @@ pub fn free(dir: &Path) -> io::Result<u64> {
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
-/// Whether a store in `dir` that has met a full disk is worth opening again: so many bytes, at least
-/// [`StateOptions::room`](crate::StateOptions::room), can be written there, and reach the disk. It is really written, and removed
-/// again: the system's count knows of no quota. While the count is too low nothing is written, or whoever shares
-/// the disk would run out of room as well. Makes the directory if there is none.
+/// Whether a store in `dir` that has met a full disk is worth opening again: the system counts `needed` free bytes, and `written`
+/// of them, at least [`StateOptions::room`](crate::StateOptions::room), can be written there, and reach the disk. They are really
+/// written, and removed again: the system's count knows of no quota. While the count is too low nothing is written, or whoever
+/// shares the disk would run out of room as well. Makes the directory if there is none.
 ///
 /// # Errors
 /// [`StateError::Full`] if there is not enough; [`StateError::Locked`] while a store in `dir` is open,
 /// [`StateError::Io`].
-pub fn check_room(dir: &Path, needed: u64) -> Result<(), StateError> {
+pub fn check_room(dir: &Path, needed: u64, written: u64) -> Result<(), StateError> {
     // Whoever clears a store makes room: it is looked at when they are done.
     let _lock = directory::lock(dir)?;
     // Before counting: what an earlier look left is room.
@@ -50,7 +50,7 @@ pub fn check_room(dir: &Path, needed: u64) -> Result<(), StateError> {
         return Err(StateError::Full { operation: "look for room", path: dir.to_owned(), detail });
     }
     let path = directory::room(dir);
-    let written = fill(&path, needed).map_err(StateError::io(&path));
+    let written = fill(&path, written.min(needed)).map_err(StateError::io(&path));
     directory::remove_room(dir)?;
     written
 }
@@ -83,18 +83,18 @@ mod tests {
         let small = StateOptions { memory: StateOptions::LEAST_MEMORY, ..StateOptions::default() };
         // As if a process had been killed while it looked.
         std::fs::write(directory::room(dir.path()), "left behind").unwrap();
-        check_room(dir.path(), small.room()).unwrap();
+        check_room(dir.path(), small.room(), small.room()).unwrap();
         assert!(!directory::room(dir.path()).exists());
-        let error = check_room(dir.path(), u64::MAX).unwrap_err();
+        let error = check_room(dir.path(), u64::MAX, small.room()).unwrap_err();
         assert!(matches!(&error, StateError::Full { detail, .. } if detail.contains("are needed")), "{error}");
         assert!(!directory::room(dir.path()).exists());
 
         std::fs::write(directory::room(dir.path()), "left behind").unwrap();
         let store = Store::open(dir.path(), &small).unwrap();
         assert!(!directory::room(dir.path()).exists());
-        assert!(matches!(check_room(dir.path(), small.room()), Err(StateError::Locked(_))));
+        assert!(matches!(check_room(dir.path(), small.room(), small.room()), Err(StateError::Locked(_))));
         drop(store);
-        check_room(dir.path(), small.room()).unwrap();
+        check_room(dir.path(), small.room(), small.room()).unwrap();
     }
 
     #[test]

@@ -102,6 +102,22 @@ fn a_late_event_that_was_judged_before_takes_the_place_of_its_version() {
     );
 }
 
+/// It stands before the event that brought its id, which tells less.
+#[test]
+fn a_row_that_waited_for_its_id_keeps_its_create_when_only_that_id_comes_again() {
+    let mut script = Script::new();
+    let with = |sfid: Option<&str>, name: &str, notes: &str| json!({"sfid": sfid, "name": name, "notes__c": notes});
+    let untouched = crate::script::UNTOUCHED;
+    script.insert(0, 7, with(None, "A", "long"));
+    script.update(0, 7, with(Some(X), "A", untouched));
+    script.update(0, 7, with(Some(X), "B", untouched));
+    script.update(1, 7, with(Some(X), "C", untouched));
+    let again = Message { partition: 1, offset: 0, ..script.messages[1].clone() };
+    script.messages[3].offset = 1;
+    script.messages.insert(3, again);
+    assert_story(&script, &["create name=A notes__c=long", "update name=B", "update name=C"]);
+}
+
 #[test]
 fn a_long_text_that_was_set_back_is_not_that_of_the_late_event() {
     let with = |text: &str| json!({"sfid": X, "name": "A", "notes__c": text});

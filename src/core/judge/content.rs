@@ -36,7 +36,7 @@ impl Judge<'_> {
         if let Some(unshown) = self.record(identity).unshown.seen(&arrival.fields, &difference.empty) {
             self.record_mut(identity).unshown = unshown;
             self.changed(identity);
-            self.anchor(arrival, identity);
+            self.anchor_for_what_it_shows(arrival, identity);
         }
         if difference.is_empty() {
             let reason = self.noop_reason(arrival, identity);

@@ -127,9 +127,18 @@ impl Judge<'_> {
 
     /// Keeps an event that moved the record, or deleted it, whole: what is read too late is placed before or behind it.
     pub(super) fn anchor(&mut self, arrival: &Arrival<'_>, identity: &str) {
+        self.keep(arrival, identity, true);
+    }
+
+    /// Keeps an event whole that is the first one since the record moved to show a field.
+    pub(super) fn anchor_for_what_it_shows(&mut self, arrival: &Arrival<'_>, identity: &str) {
+        self.keep(arrival, identity, false);
+    }
+
+    fn keep(&mut self, arrival: &Arrival<'_>, identity: &str, moved: bool) {
         let fields = (arrival.event.op != Op::Delete).then_some(&arrival.fields[..]);
         let event = self.kept(arrival, identity, arrival.time(), arrival.travel_as_shown(), fields);
-        self.batch.push_anchor(event);
+        self.batch.push_anchor(KeptRow { moved, ..event });
     }
 
     fn kept(
@@ -157,6 +166,7 @@ impl Judge<'_> {
             at,
             d,
             recorded: arrival.now,
+            moved: false,
         }
     }
 }

@@ -223,7 +223,7 @@ impl Judge<'_> {
             self.need_record(owner)?;
         }
         let mut decision = self.verdict(arrival, identity)?;
-        if !key_current && !first_sight && arrival.passed {
+        if !key_current && !first_sight && arrival.passed && !self.completes_key_change(identity, event) {
             // Re-keying needs a first delivery: an old event delivered again would take its key back, and
             // the delete of the key's new owner would be lost.
             if matches!(decision, Verdict::Judge | Verdict::JudgeReplaced) {
@@ -288,6 +288,14 @@ impl Judge<'_> {
         {
             self.front.remember(arrival.position_id, print, arrival.event.lsn);
         }
+    }
+
+    /// The insert half of a primary-key change whose delete half was just judged. Where it is not known which rows came at their
+    /// place, it seems to have been passed.
+    fn completes_key_change(&self, identity: &str, event: &Event) -> bool {
+        let head = self.record(identity).head.as_ref();
+        event.op == Op::Create
+            && head.is_some_and(|head| head.op == VersionOp::Delete && event.lsn != 0 && head.lsn == event.lsn)
     }
 
     fn take_pending(&mut self, arrival: &Arrival<'_>, op: Op) -> Vec<PendingRow> {

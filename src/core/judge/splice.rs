@@ -158,7 +158,10 @@ pub fn splice(
         fold::step_decoded(object, &mut whole, version.seq, *at, &header, &fields);
         running = running.max(place_of_version(&whole));
         let of_kept = replaced.contains(&(header.position_id, header.offset))
-            || header.op != VersionOp::Delete && again.contains(&(header.raw_at.unwrap_or(*at), header.lsn));
+            || header.op != VersionOp::Delete
+                // What waited for its id stands before the event that brought it, and holds more.
+                && header.raw_at.is_none_or(|raw| raw <= *at)
+                && again.contains(&(header.raw_at.unwrap_or(*at), header.lsn));
         if from.is_none() && running < start && !of_kept {
             fold::step_decoded(object, &mut before, version.seq, *at, &header, &fields);
             if header.op != VersionOp::Delete && !header.local {
@@ -209,7 +212,8 @@ pub fn splice(
             What::Event(event, kept) => {
                 vouched = match (kept, &event.d) {
                     (_, None) => vouched,
-                    (Kept::Anchor, _) => true,
+                    // One that shows a field may hide others.
+                    (Kept::Anchor, _) => vouched || event.moved,
                     (Kept::Late, _) => false,
                     (Kept::Placed, _) => vouched,
                 };
@@ -298,6 +302,7 @@ fn first_as_event(header: &Header, version: &StoredVersion) -> KeptRow {
         at: version.row.at,
         d: Some(version.row.d.clone()),
         recorded: header.recorded,
+        moved: true,
     }
 }
 

@@ -3,7 +3,7 @@
 
 alter table afterimage.position add column passed_rows bytea;
 comment on column afterimage.position.passed_rows is
-  'Which rows came at (source_at, source_lsn): that place (µs since 1970, LSN; 8 bytes each), then a hash of four bytes for each row.';
+  'Which rows came at (source_at, source_lsn): that place (µs since 1970, LSN; 8 bytes each), then a hash of eight bytes for each row.';
 
 -- As before, with one argument more. Workers of an older release go on with the one that they know.
 create function afterimage.advance(
