@@ -363,15 +363,6 @@ impl Group {
         }
     }
 
-    fn reclaim_rested(&mut self) {
-        let rested = self.resting.take_rested(Instant::now());
-        if !rested.is_empty() {
-            let of = |partition| TopicPartition::new(Arc::clone(&self.parts.topic), partition);
-            let partitions: Vec<TopicPartition> = rested.into_iter().map(of).collect();
-            self.parts.consumer.reclaim(&partitions);
-        }
-    }
-
     /// Most messages that may wait in one partition's lane.
     fn lane(&self) -> usize {
         (WAITING / self.tasks.len().max(1)).clamp(FEWEST, CHUNK * 4)

@@ -1,7 +1,11 @@
 //! Partitions that the group gives to this worker and that are let alone for a while: taken by another worker, out of range,
 //! halted by a message that must not be read.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use super::group::Group;
+use crate::kafka::TopicPartition;
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +49,18 @@ impl Resting {
     /// How many are halted.
     pub fn halted(&self) -> usize {
         self.0.iter().filter(|rest| rest.halted).count()
+    }
+}
+
+impl Group {
+    /// Has those claimed again that have rested.
+    pub(super) fn reclaim_rested(&mut self) {
+        let rested = self.resting.take_rested(Instant::now());
+        if !rested.is_empty() {
+            let of = |partition| TopicPartition::new(Arc::clone(&self.parts.topic), partition);
+            let partitions: Vec<TopicPartition> = rested.into_iter().map(of).collect();
+            self.parts.consumer.reclaim(&partitions);
+        }
     }
 }
 
