@@ -143,6 +143,8 @@ impl Worker {
             }
             // Before it listens to signals it simply dies of one; and it may have found no database when it started.
             Some(status) if !status.success() && !in_work(&life) && took < STOP_TIME => None,
+            // What it had in hand it can't commit where nothing comes back from PostgreSQL just then.
+            Some(status) if !status.success() && sink_was_away(&life) => None,
             Some(status) if !status.success() => Some(format!("{name}, asked to stop, ended with {status}")),
             Some(_) if took > STOP_TIME => Some(format!("{name} took {took:.1?} to stop")),
             Some(_) => None,
@@ -189,6 +191,12 @@ impl Drop for Worker {
             let _ = child.wait();
         }
     }
+}
+
+/// Whether a worker that was asked to stop says that the sink did not answer meanwhile, and that it ends for that.
+fn sink_was_away(life: &str) -> bool {
+    let since = life.rsplit_once("SIGTERM: finishing what is in hand").map_or("", |(_, since)| since);
+    since.contains("the sink does not answer") && since.contains("not everything in hand could be committed within")
 }
 
 /// Whether a worker has held partitions, by its log.
