@@ -16,9 +16,7 @@ pub struct Unshown(Box<[FieldNo]>);
 impl Unshown {
     /// After a row that moved the record. `image` is as it was before that row.
     pub fn after(image: &Image, row: &[(FieldNo, Value)]) -> Self {
-        let shown =
-            |no: FieldNo| row.binary_search_by_key(&no, |(of, _)| *of).is_ok_and(|at| is_known(row[at].1.view()));
-        let hidden = image.fields().filter(|(no, value)| is_known(*value) && !shown(*no)).map(|(no, _)| no);
+        let hidden = image.fields().filter(|(no, value)| is_known(*value) && !shows(row, *no)).map(|(no, _)| no);
         let empty = row.iter().filter(|(no, value)| *value == Value::Null && image.get(*no).is_none());
         Unshown(hidden.chain(empty.map(|(no, _)| -no)).collect())
     }
@@ -30,17 +28,16 @@ impl Unshown {
 
     /// After a row in its turn that showed fields empty which nothing had told of; `None` if it was the first to show nothing.
     pub fn seen(&self, row: &[(FieldNo, Value)], empty: &[FieldNo]) -> Option<Self> {
-        let shown =
-            |no: FieldNo| row.binary_search_by_key(&no, |(of, _)| *of).is_ok_and(|at| is_known(row[at].1.view()));
-        if empty.is_empty() && !self.0.iter().any(|no| shown(*no)) {
+        if empty.is_empty() && !self.0.iter().any(|no| shows(row, *no)) {
             return None;
         }
-        Some(Unshown(self.0.iter().copied().filter(|no| !shown(*no)).chain(empty.iter().map(|no| -no)).collect()))
+        Some(Unshown(self.0.iter().copied().filter(|no| !shows(row, *no)).chain(empty.iter().map(|no| -no)).collect()))
     }
 
-    /// After a splice: all that the last move did not show. What was shown empty stays so while the image lacks it.
-    pub fn after_splice(&self, image: &Image, moved: &[(FieldNo, Value)]) -> Self {
-        let mut after = Unshown::after(image, moved).0.into_vec();
+    /// After a splice: all that this row, the last one that was kept, did not show. What was shown empty stays so while the
+    /// image lacks it.
+    pub fn after_splice(&self, image: &Image, row: &[(FieldNo, Value)]) -> Self {
+        let mut after = Unshown::after(image, row).0.into_vec();
         after.retain(|no| *no > 0);
         after.extend(self.0.iter().filter(|no| **no < 0 && image.get(-**no).is_none()));
         Unshown(after.into())
@@ -56,6 +53,11 @@ impl Unshown {
         let (fields, _) = bytes.unwrap_or_default().as_chunks::<2>();
         Unshown(fields.iter().map(|no| FieldNo::from_be_bytes(*no)).collect())
     }
+}
+
+/// Whether the row has the field, and not as one that was not touched.
+fn shows(row: &[(FieldNo, Value)], no: FieldNo) -> bool {
+    row.binary_search_by_key(&no, |(of, _)| *of).is_ok_and(|at| is_known(row[at].1.view()))
 }
 
 fn is_known(value: ValueRef<'_>) -> bool {

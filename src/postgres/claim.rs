@@ -16,9 +16,9 @@ use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
 use super::client::{ConnectError, SinkSettings, describe};
-use super::wire::Moment;
+use super::wire::{Moment, passed_in, passed_out};
 use crate::core::lineage::{Fingerprint, Pin, WrongLog, lineage};
-use crate::core::position::{Passage, Passed, PositionId};
+use crate::core::position::{Passage, PositionId};
 
 /// A partition to claim, with what the broker says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +75,27 @@ pub struct Claim {
     pub claims: Vec<ClaimRow>,
     /// Offsets that were gone before they could be read, recorded with this claim.
     pub gap: Option<(i64, i64)>,
+}
+
+#[cfg(test)]
+impl Claim {
+    /// The first one of a partition of which nothing was read.
+    pub(crate) fn first(position_id: PositionId, partition: i32) -> Self {
+        Claim {
+            position_id,
+            source_id: 1,
+            partition,
+            epoch: 1,
+            token: Uuid::nil(),
+            next: 0,
+            inval_seq: 0,
+            oldest_inval_seq: None,
+            passage: Passage::default(),
+            pin: None,
+            claims: Vec::new(),
+            gap: None,
+        }
+    }
 }
 
 /// Who holds a position by now.
@@ -199,9 +220,8 @@ pub async fn keep_pins(client: &Client, pins: &[(PositionId, i64, Pin)]) -> Resu
     let ats: Vec<Option<Moment>> =
         pins.iter().map(|(.., pin)| Some(Moment(pin.message.timestamp_ms?.saturating_mul(1000)))).collect();
     let hashes: Vec<i64> = pins.iter().map(|(.., pin)| pin.message.hash).collect();
-    let passed = |pin: &Pin| Some(pin.passed).filter(|passed| passed.ts != 0);
-    let source_ats: Vec<Option<Moment>> = pins.iter().map(|(.., pin)| Some(Moment(passed(pin)?.ts))).collect();
-    let source_lsns: Vec<Option<i64>> = pins.iter().map(|(.., pin)| Some(passed(pin)?.lsn as i64)).collect();
+    let (source_ats, source_lsns): (Vec<Option<Moment>>, Vec<Option<i64>>) =
+        pins.iter().map(|(.., pin)| passed_out(pin.passed).unzip()).unzip();
     client
         .execute_typed(
             "WITH wanted AS ( \
@@ -404,12 +424,9 @@ async fn try_claim(
     failpoint!("claim.raised", made());
     let mut claims = Vec::with_capacity(rows.len());
     for row in &rows {
-        let source_at: Option<Moment> = row.try_get(6)?;
-        let source_lsn: Option<i64> = row.try_get(7)?;
-        let passed = Passed { ts: source_at.map_or(0, |at| at.0), lsn: source_lsn.unwrap_or(0) as u64 };
-        let (source_at, source_lsn): (Option<Moment>, Option<i64>) = (row.try_get(13)?, row.try_get(14)?);
-        let passed_with_pin = Passed { ts: source_at.map_or(0, |at| at.0), lsn: source_lsn.unwrap_or(0) as u64 };
         let position_id: PositionId = row.try_get(0)?;
+        let passed = passed_in(row.try_get(6)?, row.try_get(7)?);
+        let passed_with_pin = passed_in(row.try_get(13)?, row.try_get(14)?);
         claims.push(Claim {
             position_id,
             source_id: row.try_get(1)?,

@@ -25,7 +25,7 @@ use tokio_postgres::{Client, Transaction};
 
 use super::kept;
 use super::settle::settle;
-use super::wire::Moment;
+use super::wire::{Moment, passed_out};
 use crate::core::batch::{HistoryRow, RegistryChange, SealedBatch};
 use crate::core::position::{COUNTERS, PositionId};
 use crate::core::record::key_hash;
@@ -519,9 +519,9 @@ pub(super) async fn advance(
         last_offsets.push(advance.last.map(|last| last.0));
         last_tss.push(advance.last.and_then(|last| Some(Moment(last.1?.saturating_mul(1000)))));
         last_hashes.push(advance.last.map(|last| last.2));
-        let passed = Some(advance.passage.passed()).filter(|passed| passed.ts != 0);
-        source_ats.push(passed.map(|passed| Moment(passed.ts)));
-        source_lsns.push(passed.map(|passed| passed.lsn as i64));
+        let passed = passed_out(advance.passage.passed());
+        source_ats.push(passed.map(|(at, _)| at));
+        source_lsns.push(passed.map(|(_, lsn)| lsn));
         passed_rows.push(passed.and_then(|_| advance.passage.rows()));
         counters.extend_from_slice(&advance.counters.0);
     }

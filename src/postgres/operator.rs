@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::client::describe;
 use super::status::LIVES;
-use super::wire::Moment;
+use super::wire::{Moment, passed_out};
 use crate::core::event::Micros;
 use crate::core::intervention::Holder;
 use crate::core::lineage::{Fingerprint, Pin};
@@ -285,8 +285,7 @@ pub async fn distrust(
     let transaction = client.transaction().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '5s'; SET LOCAL statement_timeout = '10s'").await?;
     let at = pin.message.timestamp_ms.map(|ms| Moment(ms.saturating_mul(1000)));
-    let passed = Some(pin.passed).filter(|passed| passed.ts != 0);
-    let (source_at, source_lsn) = (passed.map(|passed| Moment(passed.ts)), passed.map(|passed| passed.lsn as i64));
+    let (source_at, source_lsn) = passed_out(pin.passed).unzip();
     let held = transaction
         .execute_typed(
             "UPDATE afterimage.position SET last_offset = $3, last_ts = $4, last_hash = $5, \

@@ -1,9 +1,10 @@
-//! Microseconds as `timestamptz`, without a calendar library in between.
+//! Microseconds as `timestamptz`, without a calendar library in between; and what a position has passed, as its columns have it.
 
 use bytes::{BufMut, BytesMut};
 use postgres_types::{FromSql, IsNull, ToSql, Type, accepts, to_sql_checked};
 
 use crate::core::event::Micros;
+use crate::core::position::Passed;
 
 /// Microseconds from 1970-01-01 to 2000-01-01, PostgreSQL's own epoch.
 const EPOCH: i64 = 946_684_800_000_000;
@@ -42,4 +43,14 @@ impl<'a> FromSql<'a> for Moment {
     }
 
     accepts!(TIMESTAMPTZ);
+}
+
+/// What was passed, as `source_at` and `source_lsn`; none where nothing was.
+pub fn passed_out(passed: Passed) -> Option<(Moment, i64)> {
+    (passed.ts != 0).then_some((Moment(passed.ts), passed.lsn as i64))
+}
+
+/// The same, read back.
+pub fn passed_in(source_at: Option<Moment>, source_lsn: Option<i64>) -> Passed {
+    Passed { ts: source_at.map_or(0, |at| at.0), lsn: source_lsn.unwrap_or(0) as u64 }
 }

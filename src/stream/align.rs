@@ -552,24 +552,10 @@ mod tests {
     use std::sync::OnceLock;
 
     use super::*;
-    use crate::core::position::Passage;
     use crate::postgres::claim::Claim;
 
     fn task(partition: i32) -> (i32, Task) {
-        let claim = Claim {
-            position_id: partition + 1,
-            source_id: 1,
-            partition,
-            epoch: 1,
-            token: uuid::Uuid::nil(),
-            next: 0,
-            inval_seq: 0,
-            oldest_inval_seq: None,
-            passage: Passage::default(),
-            pin: None,
-            claims: Vec::new(),
-            gap: None,
-        };
+        let claim = Claim::first(partition + 1, partition);
         (partition, Task::new(&claim, 0, None))
     }
 

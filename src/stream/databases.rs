@@ -110,7 +110,7 @@ impl Group {
             let rest = self.database.rested.get(partition).map_or(FIRST_REST, |rested| (*rested * 2).min(LONGEST_REST));
             self.database.rested.insert(*partition, rest);
             self.close_and_rest(&[(*partition, rest)]);
-            self.resting.is_halted(*partition);
+            self.resting.mark_halted(*partition);
         }
         Ok(())
     }

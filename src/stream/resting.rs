@@ -27,7 +27,7 @@ impl Resting {
     }
 
     /// A person has to look at it: it counts as halted while it rests.
-    pub fn is_halted(&mut self, partition: i32) {
+    pub fn mark_halted(&mut self, partition: i32) {
         self.0.iter_mut().filter(|rest| rest.partition == partition).for_each(|rest| rest.halted = true);
     }
 
@@ -90,11 +90,11 @@ mod tests {
         let (mut resting, start) = (Resting::default(), Instant::now());
         resting.begin(1, start, Duration::from_secs(10));
         resting.begin(2, start, Duration::from_secs(10));
-        resting.is_halted(1);
+        resting.mark_halted(1);
         assert_eq!(resting.halted(), 1);
         resting.begin(1, start, Duration::ZERO);
         assert_eq!(resting.halted(), 0, "this time it only rests");
-        resting.is_halted(1);
+        resting.mark_halted(1);
         assert_eq!(resting.take_rested(start), [1]);
         assert_eq!(resting.halted(), 0);
     }

@@ -41,7 +41,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    fn is_full(&mut self, now: Instant) {
+    fn note_full(&mut self, now: Instant) {
         let soon = self.since.is_some_and(|at| now.duration_since(at) < SOON);
         self.in_vain = if soon { (self.in_vain + 1).min(MOST) } else { 0 };
     }
@@ -76,7 +76,7 @@ impl Room {
         show(settings, why);
         let mut reason = why.to_string();
         let since = Instant::now();
-        self.is_full(since);
+        self.note_full(since);
         let mut told = None;
         loop {
             let needed = self.needed(settings.state_options().room(), since.elapsed());
@@ -129,21 +129,21 @@ mod tests {
         let (mut room, start) = (Room::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let needed = |room: &Room, waited| room.needed(8, Duration::from_secs(waited));
-        room.is_full(start);
+        room.note_full(start);
         assert_eq!([0, 1_000].map(|waited| needed(&room, waited)), [8, 8]);
         room.since = Some(at(10));
-        room.is_full(at(12));
+        room.note_full(at(12));
         assert_eq!([0, 59, 60].map(|waited| needed(&room, waited)), [16, 16, 8]);
         room.since = Some(at(72));
-        room.is_full(at(74));
+        room.note_full(at(74));
         assert_eq!([0, 119, 120].map(|waited| needed(&room, waited)), [32, 32, 8]);
         // It does not grow for ever.
         for _ in 0..100 {
-            room.is_full(at(75));
+            room.note_full(at(75));
         }
         assert_eq!([0, 959, 960].map(|waited| needed(&room, waited)), [256, 256, 8]);
         // A store that had room for a while is full for another reason.
-        room.is_full(at(72 + 600));
+        room.note_full(at(72 + 600));
         assert_eq!(needed(&room, 0), 8);
     }
 }

@@ -134,20 +134,7 @@ mod tests {
     use super::*;
 
     fn task(next: i64, start: i64) -> Task {
-        let claim = Claim {
-            position_id: 7,
-            source_id: 1,
-            partition: 0,
-            epoch: 3,
-            token: Uuid::nil(),
-            next,
-            inval_seq: 0,
-            oldest_inval_seq: None,
-            passage: Passage::default(),
-            pin: None,
-            claims: Vec::new(),
-            gap: None,
-        };
+        let claim = Claim { epoch: 3, next, ..Claim::first(7, 0) };
         Task::new(&claim, start, None)
     }
 

@@ -226,8 +226,8 @@ pub fn splice(
         return Err(Unplaceable::NoAnchor);
     }
     let floor = floor_after(record.floor, whole.head.as_ref(), after.head.as_ref());
-    let moved = last_move(object, versions, events, anchor.as_ref())?;
-    let unshown = record.unshown.after_splice(&after.image, &moved);
+    let shown = last_whole_row(object, versions, events, anchor.as_ref())?;
+    let unshown = record.unshown.after_splice(&after.image, &shown);
     let mut splice = scene.into_splice(versions, from);
     splice.unshown = if splice.from.is_some() { unshown } else { record.unshown.clone() };
     splice.floor = floor;
@@ -246,8 +246,9 @@ pub fn splice(
     Ok(splice)
 }
 
-/// The fields that the newest of the events that moved the record showed, or else its first version.
-fn last_move(
+/// The fields that the newest anchor showed, or else the first version. Where that anchor did not move the record, others
+/// since the move may have shown more: what this one lacks is looked for once again.
+fn last_whole_row(
     object: &ObjectFacts,
     versions: &[StoredVersion],
     events: &[KeptEvent],

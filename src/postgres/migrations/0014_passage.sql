@@ -5,7 +5,7 @@ alter table afterimage.position add column passed_rows bytea;
 comment on column afterimage.position.passed_rows is
   'Which rows came at (source_at, source_lsn): that place (µs since 1970, LSN; 8 bytes each), then a hash of eight bytes for each row.';
 
--- As before, with one argument more. Workers of an older release go on with the one that they know.
+-- As before, with one argument more.
 create function afterimage.advance(
   position_id int[], epoch bigint[], from_next bigint[], to_next bigint[], inval_seq bigint[],
   last_offset bigint[], last_ts timestamptz[], last_hash bigint[], source_at timestamptz[], source_lsn bigint[],
@@ -96,3 +96,14 @@ begin
 end $$;
 comment on function afterimage.advance(int[], bigint[], bigint[], bigint[], bigint[], bigint[], timestamptz[], bigint[], timestamptz[], bigint[], bytea[], bigint[]) is
   'Moves positions from_next to to_next, all or none: raises AI001 unless epoch, next and inval_seq of every one are as given. counters: 19 increments for each position, in the order of the columns c_delta to rows_retired.';
+
+-- What workers of an older release call: the same, of which it is not known which rows came.
+create or replace function afterimage.advance(
+  position_id int[], epoch bigint[], from_next bigint[], to_next bigint[], inval_seq bigint[],
+  last_offset bigint[], last_ts timestamptz[], last_hash bigint[], source_at timestamptz[], source_lsn bigint[],
+  counters bigint[])
+returns void language plpgsql as $$
+begin
+  perform afterimage.advance($1, $2, $3, $4, $5, $6, $7, $8, $9, $10,
+    array_fill(null::bytea, array[coalesce(cardinality($1), 0)]), $11);
+end $$;

@@ -11,7 +11,7 @@ use tokio::sync::mpsc as queue;
 use super::*;
 use crate::core::decode::TopicRules;
 use crate::core::judge::ObjectFacts;
-use crate::core::position::{Counter, Passage};
+use crate::core::position::Counter;
 use crate::kafka::{EmbeddedBroker, KafkaError, KafkaSettings, Ownership};
 use crate::postgres::claim::Claim;
 use crate::postgres::client::Tls;
@@ -79,20 +79,7 @@ fn in_hand(broker: &EmbeddedBroker, dir: &Path, runtime: Handle) -> (Group, queu
         beat: Health::default().beat("t"),
         runtime: runtime.clone(),
     };
-    let claim = Claim {
-        position_id: 7,
-        source_id: 1,
-        partition: 0,
-        epoch: 1,
-        token: Uuid::nil(),
-        next: 0,
-        inval_seq: 0,
-        oldest_inval_seq: None,
-        passage: Passage::default(),
-        pin: None,
-        claims: Vec::new(),
-        gap: None,
-    };
+    let claim = Claim::first(7, 0);
     let mut group = Group::new(parts);
     let mut task = Task::new(&claim, 0, None);
     group.open.advance(7, || task.start(), 0, Some(Counter::Tombstone));
